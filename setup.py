@@ -8,7 +8,8 @@ cfg = ini['DEFAULT']
 data = [f'**/*.{ext}' for ext in 'npz npy json jsonl csv safetensors txt md'.split()] + ['**/LICENSE*']
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
-    author=cfg['author'], url=cfg['git_url'], license_expression='Apache-2.0', license_files=['LICENSE', 'data/**/LICENSE*'],
+    author=cfg['author'], url=cfg['git_url'],
+    license_expression='Apache-2.0 AND MIT', license_files=['LICENSE', 'data/**/LICENSE*'],  # MIT: the embedded Fashion-MNIST
     long_description=Path('README.md').read_text('utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['vitnb', 'vitnb.*']) + ['vitnb._data'],
     package_dir={'vitnb': 'vitnb', 'vitnb._data': 'data'},  # the repository's data/ is vitnb/_data in the wheel

@@ -24,7 +24,7 @@ from .schedule import learning_rate, make_optimiser
 __all__ = ['TrainConfig', 'Learner', 'choose_device', 'choose_bf16', 'answers', 'predict', 'fit', 'backward', 'train', 'describe',
            'summary', 'Board']
 
-# %% ../../nbs/training/50_loop.ipynb #7d2df20e
+# %% ../../nbs/training/50_loop.ipynb #b0dd2f37
 @dataclass(frozen=True)
 class TrainConfig:
     "Settings that every method shares"
@@ -37,7 +37,7 @@ class TrainConfig:
     "steps whose gradients are added up before the weights move"
     optimiser: str = 'adamw'
     "adamw or sgd"
-    lr: float = 1e-3
+    lr: float = 2e-3
     "peak learning rate"
     min_lr: float = 1e-5
     warmup_lr: float = 1e-6

@@ -1,0 +1,63 @@
+# Needs GNU make and Python >= 3.10, nothing else: every target first makes its own environment in .venv.
+PYTHON ?= python3
+MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+BIN := .venv/bin
+WHAT := settings.ini setup.py pyproject.toml
+ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
+# what the notebooks and tests start by name (vitnb, jupyter) is ours
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help demo test lab parity readme clean
+help:
+	@echo "make demo    train on a long tail, compare, and write a report    (ARGS=... goes to vitnb demo)"
+	@echo "make lab     JupyterLab at the quickstart"
+	@echo "make test    every check there is"
+	@echo "make parity  compare with reference values in the folder VITNB_PARITY (default ../shared/parity)"
+	@echo "make readme  README.md from nbs/index.ipynb"
+	@echo "make clean   remove builds and caches; the environment stays (rm -rf .venv removes it)"
+
+demo: .venv/.run
+	@$(BIN)/vitnb demo $(ARGS)
+
+lab: .venv/.run
+	@$(BIN)/jupyter-lab $(ROOT) --LabApp.default_url=/lab/tree/nbs/tutorials/quickstart.ipynb $(ARGS)
+
+# one thread a worker: two notebooks at a time would otherwise fight for the cores (2.3 times slower on two)
+test: .venv/.dev
+	@echo "== project"
+	@$(BIN)/python -m pytest -q tests/test_project.py
+	@echo "== notebooks"
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	@echo "== everything in tests/"
+	@$(BIN)/python -m pytest -q -rs tests
+
+parity: .venv/.dev
+	@$(BIN)/python -m vitnb.parity $(ARGS)
+
+readme: .venv/.dev
+	@$(BIN)/python tests/make_readme.py
+
+clean:
+	rm -rf build dist _docs _proc vitnb.egg-info .pytest_cache .hypothesis nbs/sidebar.yml
+	find data nbs tests vitnb -name __pycache__ -prune -exec rm -rf {} +
+
+# .venv/.run: what it takes to run vitnb. .venv/.dev: that, and what it takes to test it.
+.venv/.run: $(WHAT)
+	$(call install,.)
+	@touch .venv/.run
+
+.venv/.dev: $(WHAT)
+	$(call install,.[dev])
+	@touch .venv/.run .venv/.dev
+
+# .venv/.part lies there while pip works. Found at the start, the last install was killed half-way: begin again.
+define install
+	@command -v "$(PYTHON)" >/dev/null || { echo "vitnb: no '$(PYTHON)' here. Install Python >= $(MIN_PYTHON), or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] < tuple(map(int, "$(MIN_PYTHON)".split("."))))' || { echo "vitnb: Python >= $(MIN_PYTHON) is needed, '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "vitnb: '$(PYTHON)' cannot make environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@[ ! -e .venv/.part ] && $(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
+	@echo "Installing vitnb and what it needs into .venv: about two minutes, once."
+	@touch .venv/.part
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-script-location --no-input -e '$(1)' || { rm -f .venv/.part; exit 1; }
+	@rm -f .venv/.part
+endef

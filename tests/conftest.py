@@ -1,0 +1,78 @@
+"What several tests share: the repository's files, a copy of them, commands of this environment, a quick demo, Chromium"
+import os, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def repo_files():
+    "Files git tracks or would track, relative to the repository's root"
+    # a checkout may belong to somebody else (containers), which git refuses unless told that it is meant
+    cmd = ['git', '-c', 'safe.directory=*', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
+    names = subprocess.run(cmd, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split('\0')
+    return sorted({n for n in names if n and (ROOT/n).is_file()})
+
+
+def copy_repo(to):
+    "Copy the repository's files to `to`, so that a test may change them"
+    for name in repo_files():
+        (to/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT/name, to/name)
+    return to
+
+
+def clean_env(**more):
+    "The environment without what could lead Python back into the repository"
+    return {**{k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME')}, **more}
+
+
+def call(*cmd, cwd, minutes=10, **env):
+    "Run a command, return what it printed; when it fails, fail with what it printed"
+    done = subprocess.run([str(c) for c in cmd], cwd=cwd, env=clean_env(**env), stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60*minutes)
+    assert done.returncode == 0, f'{cmd} ended with {done.returncode}:\n{done.stdout[-5000:]}'
+    return done.stdout
+
+
+@pytest.fixture
+def repo_copy(tmp_path): return copy_repo(tmp_path/'a copy')
+
+
+@pytest.fixture(scope='session')
+def quick_report(tmp_path_factory):
+    "The report of a demo of a few seconds"
+    folder = tmp_path_factory.mktemp('demo')
+    call(BIN/'vitnb', 'demo', '--quick', '--out', folder/'run', cwd=folder)
+    return find_report(folder/'run')
+
+
+def find_report(folder):
+    "The demo's report: the report.html nearest to the top of `folder`"
+    reports = sorted(folder.rglob('report.html'), key=lambda p: len(p.parts))
+    assert reports, f'no report.html under {folder}'
+    return reports[0]
+
+
+@pytest.fixture(scope='session')
+def shots(tmp_path_factory):
+    "Where screenshots go: the folder VITNB_SHOTS, else a temporary one"
+    folder = Path(os.environ.get('VITNB_SHOTS') or tmp_path_factory.mktemp('shots'))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def browser():
+    "Debian's Chromium, headless; without it the test is skipped"
+    program = shutil.which('chromium') or shutil.which('chromium-browser')
+    if not program: pytest.skip('no chromium on this machine (Debian: apt install chromium)')
+    from playwright.sync_api import sync_playwright
+    flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking ' \
+            '--disable-component-update --disable-sync'
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=program, args=flags.split())
+        yield chromium
+        chromium.close()

@@ -1,0 +1,91 @@
+"The wheel, as a user gets it: what is in it, and that it works outside the repository"
+import statistics, subprocess, sys, sysconfig, tarfile, time, venv, zipfile
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, call, clean_env, copy_repo, find_report, repo_files
+
+IN_WHEEL = {'.npz', '.npy', '.json', '.jsonl', '.csv', '.safetensors', '.txt', '.md'}
+DATA = [n for n in repo_files() if n.startswith('data/')]
+NO_NETWORK = ('Could not find a version', 'No matching distribution', 'Failed to establish', 'ConnectionError', 'name resolution')
+
+
+def build(source, out):
+    "sdist, and the wheel from it; without network, with the setuptools that is here"
+    cmd = [sys.executable, '-m', 'build', '--outdir', str(out), str(source)]
+    done = subprocess.run(cmd, cwd=source.parent, env=clean_env(PIP_RETRIES='1'), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    if done.returncode and any(text in done.stdout + done.stderr for text in NO_NETWORK): call(*cmd, '--no-isolation', cwd=source.parent)
+    else: assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    "(sdist, wheel), built in a copy so that the repository stays as it is"
+    folder = tmp_path_factory.mktemp('build')
+    build(copy_repo(folder/'a copy'), folder/'dist')
+    (sdist,), (wheel,) = (folder/'dist').glob('*.tar.gz'), (folder/'dist').glob('*.whl')
+    return sdist, wheel
+
+
+@pytest.fixture(scope='module')
+def user(built, tmp_path_factory):
+    "A fresh environment with the wheel, outside the repository. torch and the rest are lent by this one's site-packages."
+    folder = tmp_path_factory.mktemp('user')
+    venv.create(folder/'venv', with_pip=False, symlinks=True)
+    python = folder/'venv/bin/python'
+    call(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-index', built[1], cwd=folder)
+    site = next((folder/'venv/lib').glob('python*/site-packages'))
+    # only the folder goes on the path: the .pth file in it that leads to the repository is not read
+    (site/'lent.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    return folder
+
+
+def test_wheel_holds_the_package_and_its_data(built):
+    with zipfile.ZipFile(built[1]) as z:
+        names = set(z.namelist())
+        code = {n: z.read(n).decode() for n in names if n.endswith('.py')}
+        metadata = z.read(next(n for n in names if n.endswith('.dist-info/METADATA'))).decode()
+    print(f'wheel: {built[1].stat().st_size / 1e6:.1f} MB, {len(names)} files')
+    wanted = {n for n in repo_files() if n.startswith('vitnb/') and n.endswith('.py')}
+    wanted |= {f'vitnb/_data/{n[5:]}' for n in DATA if Path(n).suffix in IN_WHEEL or Path(n).name.startswith('LICENSE')}
+    assert not wanted - names
+    assert any(n.startswith('vitnb/_data/fashion_mnist/') and n.endswith('.npz') for n in names)
+    assert not [n for n in names if n.endswith('.ipynb') or not n.startswith(('vitnb/', 'vitnb-'))]
+    licences = {n.partition('.dist-info/licenses/')[2] for n in names if '.dist-info/licenses/' in n}
+    assert licences == {'LICENSE', *(n for n in DATA if Path(n).name.startswith('LICENSE'))}
+    assert 'License-Expression: Apache-2.0 AND MIT' in metadata
+    plain = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra ==' not in line]
+    assert not [line for line in plain if 'nbdev' in line or 'fastcore' in line]
+    assert not [n for n, text in code.items() for line in text.splitlines() if line.split()[:1] in (['import'], ['from']) and
+                line.split()[1].split('.')[0] in ('nbdev', 'fastcore')]
+
+
+def test_sdist_holds_the_data_and_its_makers(built):
+    with tarfile.open(built[0]) as t: names = {n.partition('/')[2] for n in t.getnames()}
+    assert not {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', *DATA} - names
+    assert not [n for n in names if n.startswith('tests/')]
+
+
+def test_package_comes_from_the_wheel(user):
+    code = 'import vitnb, vitnb.core as c, pathlib; print(pathlib.Path(vitnb.__file__).parent); print(vitnb.__version__)'
+    folder, version = call(user/'venv/bin/python', '-c', code, cwd=user).split()
+    assert Path(folder).resolve().is_relative_to(user.resolve()) and not Path(folder).is_relative_to(ROOT)
+    assert list(Path(folder).glob('_data/fashion_mnist/*.npz'))
+    assert f'version = {version}\n' in (ROOT/'settings.ini').read_text('utf-8')
+
+
+def test_command_starts_without_torch(user):
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        text = call(user/'venv/bin/vitnb', '--help', cwd=user)
+        seconds.append(time.perf_counter() - start)
+    print(f'vitnb --help: {statistics.median(seconds):.2f} s')
+    assert 'usage: vitnb' in text
+    call(user/'venv/bin/python', '-c', 'import sys, vitnb.cli; sys.exit("torch" in sys.modules)', cwd=user)
+
+
+def test_demo_runs_outside_the_repository(user):
+    print(call(user/'venv/bin/vitnb', 'demo', '--quick', '--out', user/'a run', cwd=user))
+    assert '<html' in find_report(user/'a run').read_text('utf-8')[:500]
