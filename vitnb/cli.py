@@ -60,16 +60,17 @@ def runs_command(folder: Path = Path('runs')):
     widths = [max(len(r[i]) for r in [titles, *rows]) for i in range(len(titles))]
     for row in [titles, *rows]: print('  '.join(f'{v:<{w}}' if i < 4 else f'{v:>{w}}' for i, (v, w) in enumerate(zip(row, widths))).rstrip())
 
-# %% ../nbs/90_cli.ipynb #8f285e27
+# %% ../nbs/90_cli.ipynb #bc96690f
 def _run_row(run) -> tuple[str, ...]:
     "One run as words for the table"
+    from vitnb.training.metrics import per_cent
     config, status, epochs = run.config, run.status, len(run.metrics)
     accuracy = {k: v for k, v in status.get('test', {}).items() if not k.startswith('best_')}
     last = list(accuracy.values())[-1] if accuracy else {}
     counts = config['data']['counts']
     return (str(run.path), config['method'], f'{config["config"]["data"]["dataset"]} ρ{max(counts) / max(1, min(counts)):.0f}', status['state'],
             f'{epochs}/{config["config"]["epochs"]}', f'{status.get("seconds", 0) / 60:.1f} min',
-            *(f'{last[g]:.1f}' if last else '–' for g in ('overall', 'head', 'mid', 'tail')))
+            *(per_cent(last.get(g)) for g in ('overall', 'head', 'mid', 'tail')))
 
 def report_command(run: Path, against: tuple[Path, ...] = ()):
     """write report.html of a run again

@@ -1,4 +1,4 @@
-"""Run the demo for several class orders and write demo.json: about ten minutes each on two cores.
+"""Run the demo for several class orders and write demo.json and the README's picture: about ten minutes each on two cores.
 
     python data/results/make_demo.py [FOLDER] [ORDER ...]
 
@@ -10,6 +10,7 @@ data/teachers/.
 import json, platform, shutil, sys
 from dataclasses import replace
 from pathlib import Path
+from vitnb.analysis.experts import load_experts
 from vitnb.core import whole_file
 from vitnb.data.sets import DataConfig, long_tailed
 from vitnb.methods.deit_lt import DeiTLT
@@ -17,6 +18,7 @@ from vitnb.methods.teacher import Teacher
 from vitnb.methods.vit import ViT
 from vitnb.training.loop import train
 from vitnb.training.runs import Run
+from vitnb.widgets.figures import expert_accuracy
 
 HERE = Path(__file__).parent
 SEEDS = (0,)
@@ -55,6 +57,13 @@ def main():
             with whole_file(HERE/'demo.json') as path:
                 path.write_text(json.dumps(dict(maker='data/results/make_demo.py', processor=platform.machine(), rows=rows), indent=1) + '\n')
             print(f'order {order}, seed {seed}: written', flush=True)
+    draw(Run(folder/'order-0'/'vit-0'), Run(folder/'order-0'/'deit-lt-0'))
+
+
+def draw(vit: Run, deit_lt: Run):
+    "The picture at the top of the README"
+    with whole_file(HERE.parent.parent/'nbs'/'images'/'experts.png') as path:
+        path.write_bytes(expert_accuracy(load_experts(deit_lt), load_experts(vit), 'ViT without a teacher').as_bytes('png', 110))
 
 
 if __name__ == '__main__': main()

@@ -129,7 +129,7 @@ def _list_pictures(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     files = [f for fs in found.values() for f in fs]
     return files, [c for c, fs in enumerate(found.values()) for _ in fs], tuple(found)
 
-# %% ../../nbs/data/10_sets.ipynb #8e4eff65
+# %% ../../nbs/data/10_sets.ipynb #2f712a09
 def _read_picture(path: Path, size: int) -> torch.Tensor | Exception:
     "One picture as (3, size, size) uint8, or the error that it gave"
     from PIL import Image, ImageOps
@@ -146,7 +146,7 @@ def image_folder(root: str | Path,
     from tqdm.auto import tqdm
     files, labels, names = _list_pictures(Path(root))
     with ThreadPoolExecutor() as pool:
-        read = list(tqdm(pool.map(lambda f: _read_picture(f, img_size), files), total=len(files), desc=f'reading {root}', leave=False))
+        read = list(tqdm(pool.map(lambda f: _read_picture(f, img_size), files), total=len(files), desc=f'reading {root}', leave=False, disable=None))
     bad = [(f, e) for f, e in zip(files, read) if isinstance(e, Exception)]
     for f, e in bad: 
         if skip_unreadable: print(f'skipped {f}: {_reason(f, e)}')
@@ -184,7 +184,7 @@ def load_images(name: str,                       # one of `NAMES`
     if name == 'fashion-mnist-full': return fashion_mnist_full()
     return _torchvision(name.upper(), Path(folder or cache_folder()/'torchvision').expanduser())
 
-# %% ../../nbs/data/10_sets.ipynb #0330e452
+# %% ../../nbs/data/10_sets.ipynb #062dbac4
 @dataclass(frozen=True)
 class DataConfig:
     "Which images, how imbalanced, and how they are split"
@@ -208,8 +208,8 @@ class DataConfig:
     "share of the training images of each class set aside to choose models with"
     groups: str = 'deit-lt'
     "head, mid and tail by deit-lt's fixed cuts, or by count (over 100, under 20 images)"
-    image_folder_size: int = 224
-    "side in pixels to which the images of a folder are resized"
+    image_folder_size: int = 64
+    "side in pixels to which the images of a folder are resized (224 for the larger students on a GPU)"
     skip_unreadable: bool = False
     "pass over pictures that cannot be read, naming each"
 

@@ -51,12 +51,13 @@ def packaged_teachers() -> list[Path]:
     try: return sorted(packaged('teachers').glob('*.safetensors'))
     except FileNotFoundError: return []
 
-# %% ../../nbs/methods/30_deit.ipynb #ced3660d
+# %% ../../nbs/methods/30_deit.ipynb #9cd520ce
 def frozen_teacher(teacher: str, data: LongTailed, device: torch.device, bf16: bool) -> tuple[FrozenTeacher, list[str]]:
     "A teacher ready to label the student's images, and what to tell the user about it"
     path, about = find_teacher(teacher, data)
     network, _ = load_teacher(path)
-    shape, notes = network.config, [f'teacher: {path}, ResNet-{network.config.depth}']
+    shape, name = network.config, f'{path.name}, which ships with vitnb' if teacher == 'auto' else path
+    notes = [f'teacher: ResNet-{shape.depth} of {name}']
     if (shape.in_chans, shape.num_classes) != (data.channels, data.num_classes):
         raise UserError(f'the teacher {path} is for {shape.num_classes} classes and {shape.in_chans} channels, '
                         f'the data have {data.num_classes} and {data.channels}')

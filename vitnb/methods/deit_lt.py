@@ -16,7 +16,7 @@ from ..training.loop import Learner
 # %% auto #0
 __all__ = ['DeiTLT', 'deit_lt_loss', 'deit_lt_mixing']
 
-# %% ../../nbs/methods/40_deit_lt.ipynb #754db345
+# %% ../../nbs/methods/40_deit_lt.ipynb #de06a056
 @register('deit-lt')
 @dataclass(frozen=True)
 class DeiTLT(DeiT):
@@ -35,7 +35,7 @@ class DeiTLT(DeiT):
         start = drw_epoch(self.epochs, self.drw_start)
         weights = drw_weights(data.train.counts, start, start, self.beta).to(device)
         return Learner(student, deit_lt_loss(teacher, weights, start, self.alpha), deit_lt_mixing(start, self.mix_in_drw), about,
-                       notes + [f'DIST is re-weighted from epoch {start + 1} of {self.epochs}'])
+                       notes + [f'DIST is re-weighted from epoch {start + 1} of {self.epochs}' if start < self.epochs else 'DIST is never re-weighted'])
 
 # %% ../../nbs/methods/40_deit_lt.ipynb #abf94464
 def deit_lt_loss(teacher: FrozenTeacher, weights: torch.Tensor, start: int, alpha: float = .5):

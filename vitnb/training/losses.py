@@ -38,12 +38,12 @@ def ldam_loss(cosines: Tensor,                 # (B, C) in [-1, 1]
     shifted = cosines.float() - F.one_hot(labels, cosines.shape[1]) * margins[labels][:, None]
     return cross_entropy(scale * shifted, labels, weight)
 
-# %% ../../nbs/training/00_losses.ipynb #259b135e
+# %% ../../nbs/training/00_losses.ipynb #104b29e4
 def drw_weights(counts, epoch: int, start: int, beta: float = .9999) -> Tensor | None:
     "Class weights (C,) by effective number from epoch `start` on, before that none"
     return torch.tensor(effective_number_weights(counts, beta), dtype=torch.float32) if epoch >= start else None
 
 def drw_epoch(epochs: int, share: float) -> int:
-    "The epoch at which the re-weighted stage starts, when it begins after `share` of the training"
+    "The epoch at which the re-weighted stage starts, after `share` of the training; it has one epoch at least, unless `share` is 1"
     if not 0 <= share <= 1: raise UserError(f'drw_start={share} must be between 0 and 1: the share of the epochs before re-weighting')
-    return round(epochs * share)
+    return epochs if share == 1 else min(round(epochs * share), epochs - 1)

@@ -9,7 +9,7 @@ import numpy as np
 from ..data.longtail import Groups
 
 # %% auto #0
-__all__ = ['class_accuracy', 'group_accuracy', 'accuracy_table']
+__all__ = ['class_accuracy', 'group_accuracy', 'accuracy_table', 'per_cent']
 
 # %% ../../nbs/training/30_metrics.ipynb #4550a963
 def class_accuracy(logits: np.ndarray,     # (N, C)
@@ -32,11 +32,15 @@ def _mean(values: np.ndarray) -> float:
     "Mean over the classes that have images; NaN when there are none"
     return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float('nan')
 
-# %% ../../nbs/training/30_metrics.ipynb #9ee69926
+# %% ../../nbs/training/30_metrics.ipynb #54bb93fb
 def accuracy_table(rows: Mapping[str, Mapping[str, float]],   # name → overall, head, mid, tail
                    title: str = '') -> str:
     "Rows of overall, head, mid and tail accuracy, aligned"
     width = max(map(len, [title, *rows]))
     lines = [f'{title:{width}}' + ''.join(f'{c:>9}' for c in ('overall', 'head', 'mid', 'tail'))]
-    lines += [f'{name:{width}}' + ''.join(f'{r[c]:9.1f}' for c in ('overall', 'head', 'mid', 'tail')) for name, r in rows.items()]
+    lines += [f'{name:{width}}' + ''.join(f'{per_cent(r[c]):>9}' for c in ('overall', 'head', 'mid', 'tail')) for name, r in rows.items()]
     return '\n'.join(lines)
+
+def per_cent(value: float | None) -> str:
+    "One decimal, or a dash for a group without classes"
+    return '–' if value is None or np.isnan(value) else f'{value:.1f}'
