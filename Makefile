@@ -24,6 +24,8 @@ lab: .venv/.run
 
 # One thread each: two notebooks at a time, or a neighbour on the machine, make waiting threads several times slower.
 test: export OMP_NUM_THREADS := 1
+# notebooks that train cut it to two epochs
+test: export VITNB_QUICK := 1
 # the trainings of the tutorials are cut to two epochs
 test: export VITNB_QUICK := 1
 test: .venv/.dev

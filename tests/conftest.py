@@ -64,15 +64,19 @@ def shots(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='session')
+def chromium():
+    "Debian's Chromium; without it the test is skipped"
+    return shutil.which('chromium') or shutil.which('chromium-browser') or pytest.skip('no chromium on this machine (Debian: apt install chromium)')
+
+
 @pytest.fixture(scope='module')
-def browser():
-    "Debian's Chromium, headless; without it the test is skipped"
-    program = shutil.which('chromium') or shutil.which('chromium-browser')
-    if not program: pytest.skip('no chromium on this machine (Debian: apt install chromium)')
+def browser(chromium):
+    "Chromium, headless and without a word to the network of its own accord"
     from playwright.sync_api import sync_playwright
     flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking ' \
             '--disable-component-update --disable-sync'
     with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=program, args=flags.split())
-        yield chromium
-        chromium.close()
+        program = p.chromium.launch(executable_path=chromium, args=flags.split())
+        yield program
+        program.close()

@@ -7,6 +7,7 @@ import pytest
 
 from conftest import BIN, ROOT, clean_env, copy_repo
 
+pytestmark = pytest.mark.usefixtures('chromium')  # before anything that takes time
 QUICKSTART = 'nbs/tutorials/quickstart.ipynb'
 OFFLINE = ('file:', 'data:', 'blob:', 'about:')
 # every picture is asked for, also those further down, and its width told

@@ -35,8 +35,11 @@ def once(config, method: str, folder: Path, data) -> Run:
 def row(run: Run) -> dict:
     "What the experiment keeps of a run"
     config, machine = run.config, run.config['machine']
+    experts = load_experts(run)
+    test = experts.by_group | {f'best_{h}': a for h, a in load_experts(run, 'best').by_group.items()}
     return dict(method=config['method'], order_seed=config['config']['data']['order_seed'], seed=config['config']['seed'],
-                test=run.status['test'], seconds=run.status['seconds'], epochs=config['config']['epochs'],
+                test=test, by_class={h: dict(zip(experts.class_names, a.round(1).tolist())) for h, a in experts.by_class.items()},
+                seconds=run.status['seconds'], epochs=config['config']['epochs'],
                 classes=[config['data']['class_names'][c] for c in sum((config['data']['groups'][g] for g in ('head', 'mid', 'tail')), [])],
                 data=config['data']['fingerprint'], machine=machine)
 

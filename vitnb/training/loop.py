@@ -88,11 +88,12 @@ def choose_bf16(precision: str, device: torch.device) -> bool:
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
 
-# %% ../../nbs/training/50_loop.ipynb #7c4507db
+# %% ../../nbs/training/50_loop.ipynb #2f4b5716
 def answers(output: Tensor | TokenLogits) -> dict[str, Tensor]:
-    "Logits by name; the last one is the model's answer"
-    if isinstance(output, TokenLogits): return dict(cls=output.cls, dist=output.dist, avg=output.avg)
-    return dict(out=output)
+    "Logits by name in float32; the last one is the model's answer"
+    if not isinstance(output, TokenLogits): return dict(out=output.float())
+    exact = TokenLogits(output.cls.float(), output.dist.float())     # averaged after, not in bfloat16
+    return dict(cls=exact.cls, dist=exact.dist, avg=exact.avg)
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor, mean, std, bf16: bool = False, batch_size: int = 500) -> dict[str, np.ndarray]:
@@ -102,7 +103,7 @@ def predict(model: nn.Module, images: Tensor, mean, std, bf16: bool = False, bat
     parts = []
     for batch in images.split(batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16): output = model(normalise(batch.to(device), mean, std))
-        parts.append({k: v.float().cpu() for k, v in answers(output).items()})
+        parts.append({k: v.cpu() for k, v in answers(output).items()})
     model.train(training)
     return {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}
 

@@ -16,7 +16,7 @@ from ..data.longtail import Groups, by_size
 # %% auto #0
 __all__ = ['THEME', 'COLOURS', 'NAMES', 'PARTS', 'CARD', 'SIZE', 'theme_css', 'Picture', 'new_figure', 'shorten', 'label_classes',
            'spread', 'label_ends', 'class_histogram', 'expert_accuracy', 'smooth', 'expert_groups', 'agreement_bars',
-           'learning_curves', 'tinted', 'attention_grid']
+           'learning_curves', 'tinted', 'brightest', 'attention_grid']
 
 # %% ../../nbs/widgets/00_figures.ipynb #a33d2e06
 THEME = dict(ink=('#1d2327', '#e8eaeb'), soft=('#5b6770', '#a4afb6'), line=('#d3d9dc', '#3d454b'),
@@ -210,7 +210,7 @@ def agreement_bars(shares: Mapping[str, Mapping[str, float]]) -> Picture:   # fr
     ax.legend(frameon=False, fontsize=SIZE, loc='lower left', ncols=4, bbox_to_anchor=(0, 1), handlelength=.8, handletextpad=.4, columnspacing=1.4, borderaxespad=.2, labelcolor=COLOURS['ink'])
     return figure
 
-# %% ../../nbs/widgets/00_figures.ipynb #72d49eff
+# %% ../../nbs/widgets/00_figures.ipynb #82d0f144
 def learning_curves(metrics: Sequence[Mapping],             # the lines of metrics.jsonl
                     events: Mapping[str, int] = {},         # what starts → its first epoch, counted from 0
                    ) -> Picture:
@@ -219,14 +219,16 @@ def learning_curves(metrics: Sequence[Mapping],             # the lines of metri
     mosaic, ratios = ([list(PARTS), ['loss'] * 4], (1.5, 1)) if heads else ([['loss']], (1,))
     figure, axes = new_figure(height=3.3 if heads else 1.8, mosaic=mosaic, height_ratios=ratios)
     style = dict(lw=1.2, marker='o' if len(epochs) < 4 else None, ms=3)
+    value = lambda m, h, part: float('nan') if (v := m['val'][h][part]) is None else v     # a group without classes has no accuracy
     for i, part in enumerate(PARTS if heads else ()):
-        for h in heads: axes[part].plot(epochs, [m['val'][h][part] for m in metrics], color=COLOURS[h], **style)
+        for h in heads: axes[part].plot(epochs, [value(m, h, part) for m in metrics], color=COLOURS[h], **style)
         axes[part].set_title(part, fontsize=SIZE, color=COLOURS['ink'])
         axes[part].set_ylim(0, 100)
         if i: axes[part].tick_params(labelleft=False)
     if heads:
         axes['overall'].set_ylabel('validation accuracy, %', fontsize=SIZE, color=COLOURS['soft'])
-        if len(heads) > 1: label_ends(axes['tail'], [(NAMES[h], metrics[-1]['val'][h]['tail'], COLOURS[h]) for h in heads], 9)
+        last = next(p for p in PARTS[::-1] if np.isfinite(value(metrics[-1], heads[0], p)) or p == 'overall')
+        if len(heads) > 1: label_ends(axes[last], [(NAMES[h], value(metrics[-1], h, last), COLOURS[h]) for h in heads], 9)
     _loss_panel(axes['loss'], metrics, epochs, style)
     for ax in axes.values(): ax.xaxis.set_major_locator(MaxNLocator(4 if ax is not axes['loss'] else 8, integer=True, min_n_ticks=1))
     _mark_events(axes, _changes(metrics) | dict(events), len(epochs))
@@ -256,7 +258,7 @@ def _mark_events(axes: Mapping, events: Mapping[str, int], epochs: int):
         axes['loss'].annotate(',\n'.join(n for n, at in seen.items() if at == e), (e + .5, .97), xycoords=('data', 'axes fraction'), xytext=(-4 if late else 4, 0),
                               textcoords='offset points', ha='right' if late else 'left', va='top', fontsize=SIZE - 1, color=COLOURS['soft'])
 
-# %% ../../nbs/widgets/00_figures.ipynb #4b26eee2
+# %% ../../nbs/widgets/00_figures.ipynb #64052deb
 _TINTS = (matplotlib.colormaps['cividis'](np.arange(256))[:, :3]).astype(np.float32)
 
 def tinted(image: np.ndarray,         # (H, W) or (H, W, 3), 0 to 1
@@ -270,6 +272,10 @@ def tinted(image: np.ndarray,         # (H, W) or (H, W, 3), 0 to 1
     grey = image if image.ndim == 2 else image @ np.array([.299, .587, .114], image.dtype)
     return tint * (.5 + .5 * grey[..., None])
 
+def brightest(maps: Sequence[np.ndarray]) -> float:     # maps of one image
+    "The weight that is brightest in the maps of one image"
+    return max(max(m.max(), 2 / m.size) for m in maps)
+
 def attention_grid(images: np.ndarray,               # (n, H, W) or (n, H, W, 3), 0 to 1
                    maps: Mapping[str, np.ndarray],   # name of the token → (n, grid height, grid width)
                    titles: Sequence[str]) -> Picture:
@@ -279,7 +285,7 @@ def attention_grid(images: np.ndarray,               # (n, H, W) or (n, H, W, 3)
     figure, axes = new_figure(2.5 * across, (2.5 / k + .28 * (1 + max(t.count('\n') for t in titles) / 2)) * len(mosaic), mosaic=mosaic)
     for name, ax in axes.items():
         i, j = map(int, name.split())
-        top = max(m[i].max() for m in maps.values())
+        top = brightest([m[i] for m in maps.values()])
         ax.imshow(images[i] if j == 0 else tinted(images[i], list(maps.values())[j - 1][i], top), cmap='gray', vmin=0, vmax=1)
         ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
         if j: ax.set_xlabel(list(maps)[j - 1], fontsize=SIZE - 1, color=COLOURS['soft'], labelpad=2)
