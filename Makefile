@@ -19,14 +19,14 @@ help:
 demo: .venv/.run
 	@$(BIN)/vitnb demo $(ARGS)
 
+# kernels inherit it; see nbs/00_core.ipynb
+lab: export GOMP_SPINCOUNT ?= 1000
 lab: .venv/.run
 	@$(BIN)/jupyter-lab $(ROOT) --LabApp.default_url=/lab/tree/nbs/tutorials/quickstart.ipynb $(ARGS)
 
 # One thread each: two notebooks at a time, or a neighbour on the machine, make waiting threads several times slower.
 test: export OMP_NUM_THREADS := 1
 # notebooks that train cut it to two epochs
-test: export VITNB_QUICK := 1
-# the trainings of the tutorials are cut to two epochs
 test: export VITNB_QUICK := 1
 test: .venv/.dev
 	@echo "== project"

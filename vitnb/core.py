@@ -68,6 +68,9 @@ def _umask() -> int:
     os.umask(mask)
     return mask
 
+# %% ../nbs/00_core.ipynb #9acfac0f
+os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+
 # %% ../nbs/00_core.ipynb #e1771103
 def packaged(*parts: str) -> Path:  # the path, which exists
     "A file or folder of the data that ships with vitnb, in an installed package or in a clone"
