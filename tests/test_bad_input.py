@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from vitnb.cli import main
 
-FAST = ['--n-max', '200', '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '32']
+FAST = ['--n-max', '200', '--epochs', '1', '--batch-size', '32']
 
 
 def pictures(root: Path, classes: dict[str, int], size=(40, 36)):
@@ -59,6 +59,23 @@ def mistake(capsys, *arguments: str) -> str:
     ('train deit-lt --drw-start 2', ['drw_start=2']),
     ('train deit-lt --beta 1', ['beta=1']),
     ('train deit-lt --order-seed 5', ['no teacher', 'vitnb train teacher']),
+    ('demo --order-seed 5', ['class order 5', '--train-teacher']),
+    ('demo --epochs 0', ['epochs=0']),
+    ('train vit --rho 49 --n-max 49', ['rho', 'below 49']),
+    ('train vit --subset-seed -1', ['subset_seed=-1']),
+    ('train vit --order-seed -1', ['order_seed=-1']),
+    ('train vit --seed 99999999999999999999', ['seed=9']),
+    ('train vit --pad -1', ['pad=-1']),
+    ('train vit --erase 5', ['erase=5', 'between 0 and 1']),
+    ('train vit --smoothing 2', ['smoothing=2']),
+    ('train vit --drop-path 2', ['drop_path=2']),
+    ('train deit --alpha 5', ['alpha=5']),
+    ('train teacher --momentum -1', ['momentum=-1']),
+    ('train vit --device auto:1', ["'auto:1'", 'cpu']),
+    ('train vit --device cuda:77', ['cuda:77', 'cpu']),
+    (f'train vit --n-max 200 --batch-size 32 --out {"a" * 300}', ['cannot make the run folder', 'too long']),
+    ('train vit --dataset imagefolder:x --image-folder-size 1', ['image_folder_size=1']),
+    ('runs nowhere', ['nowhere']),
     ('train deit-lt --teacher nowhere', ['nowhere']),
     ('train teacher --depth 21', ['21', '6n+2']),
     ('report nowhere', ['nowhere', 'vitnb runs']),
@@ -161,3 +178,78 @@ def test_ctrl_c_leaves_a_readable_run(here, capsys):
     assert main(['report', 'run']) == 0 and 'interrupted' in (here/'run'/'report.html').read_text()
     capsys.readouterr()
     assert main(['runs', '.']) == 0 and 'interrupted' in capsys.readouterr().out
+
+
+def test_a_demo_that_cannot_start_leaves_nothing(here, capsys):
+    (here/'data').write_text('a file')
+    assert main(['demo', '--quick', '--out', 'data/demo']) == 2
+    assert capsys.readouterr().err.count('\n') == 1 and [f.name for f in here.iterdir()] == ['data']
+
+
+DAMAGE = {'config.json': [b'', b'[]', b'{"method": 1}', b'\xff\xfe', b'{"method": "vit", "config": {}}'], 'status.json': [b'', b'null', b'{"state": []}'],
+          'metrics.jsonl': [b'nonsense\n', b'\xff\n', b'[]\n'], 'predictions.npz': [b'', b'PK\x03\x04']}
+
+def test_a_damaged_run_is_named(here, capsys):
+    assert main(['train', 'vit', *FAST, '--out', 'all/run']) == 0
+    capsys.readouterr()
+    for name, contents in DAMAGE.items():
+        whole = (here/'all/run'/name).read_bytes()
+        for content in [*contents, whole[:len(whole) // 2]]:
+            (here/'all/run'/name).write_bytes(content)
+            if name == 'metrics.jsonl' and not content.endswith(b'\n'): continue     # a line that is being written is left out
+            line = mistake(capsys, 'report', 'all/run')
+            assert name in line, line
+            assert main(['runs', 'all']) == 0
+            assert ('damaged' in capsys.readouterr().out) == (name != 'predictions.npz')
+        (here/'all/run'/name).write_bytes(whole)
+    assert main(['report', 'all/run']) == 0
+
+
+def test_untidy_folders(here, capsys):
+    root = pictures(here/'pets', {'cat': 12, 'dog': 12})
+    train = ['train', 'vit', '--image-folder-size', '32', '--epochs', '1', '--batch-size', '4', '--dataset']
+    os.symlink('gone.png', root/'dog'/'link.png')
+    assert 'link to a file that is not there' in mistake(capsys, *train, 'imagefolder:pets')
+    (root/'dog'/'link.png').unlink()
+    os.mkdir(os.fsencode(root) + b'/sch\xf6n')
+    Image.new('RGB', (8, 8)).save(os.fsencode(root) + b'/sch\xf6n/0.png')
+    assert 'not readable text' in mistake(capsys, *train, 'imagefolder:pets')
+
+
+def test_a_class_may_be_called_train(here):
+    from vitnb.data.sets import DataConfig, long_tailed
+    pictures(here/'vehicles', {'train': 10, 'val': 10, 'car': 10})
+    data = long_tailed(DataConfig(dataset='imagefolder:vehicles', image_folder_size=16))
+    assert data.train.class_names == ('car', 'train', 'val') and len(data.test) == 6 and len(data.train) == 21
+    for part, count in dict(train=6, val=2, test=3).items(): pictures(here/'split'/part, {'cat': count, 'dog': count})
+    data = long_tailed(DataConfig(dataset='imagefolder:split', image_folder_size=16))
+    assert [len(p) for p in (data.train, data.val, data.test)] == [12, 4, 6]
+
+
+def test_the_test_part_of_a_folder_never_changes(here):
+    from vitnb.data.sets import DataConfig, fingerprint, long_tailed
+    pictures(here/'pets', {'cat': 30, 'dog': 20})
+    tests = {fingerprint(long_tailed(DataConfig(dataset='imagefolder:pets', image_folder_size=16, subset_seed=seed, val_fraction=share)).test)
+             for seed, share in ((0, .1), (1, .1), (0, .3), (0, 0))}
+    assert len(tests) == 1
+
+
+def test_a_teacher_of_other_classes_is_refused(here, capsys):
+    sizes = ['--image-folder-size', '16', '--batch-size', '8', '--epochs', '1']
+    pictures(here/'pets', {'cat': 30, 'dog': 20}); pictures(here/'more', {'dog': 30, 'wolf': 20})
+    assert main(['train', 'teacher', '--depth', '8', *sizes, '--dataset', 'imagefolder:pets', '--out', 'teacher']) == 0
+    capsys.readouterr()
+    line = mistake(capsys, 'train', 'deit', *sizes, '--dataset', 'imagefolder:more', '--teacher', 'teacher')
+    assert "'cat'" in line and "'dog'" in line
+    assert main(['train', 'deit', *sizes, '--dataset', 'imagefolder:pets', '--n-max', '10', '--teacher', 'teacher', '--out', 'student']) == 0
+    assert 'other images' in capsys.readouterr().out
+    facts = json.loads((here/'student'/'config.json').read_text())['model']['teacher']
+    assert len(facts['sha256']) == 64 and not facts['same_images']
+    assert 'learned from other images' in (here/'student'/'report.html').read_text()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='pipes')
+def test_a_reader_that_goes_away(here):
+    for command in ('--help', 'runs'):
+        done = subprocess.run(f'{sys.executable} -m vitnb.cli {command} | true', shell=True, capture_output=True, text=True)
+        assert 'Traceback' not in done.stderr and 'BrokenPipe' not in done.stderr, done.stderr

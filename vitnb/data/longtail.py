@@ -13,7 +13,7 @@ from ..core import UserError, choose
 __all__ = ['PROFILES', 'ORDERS', 'GROUP_RULES', 'DEIT_LT_CUTS', 'class_counts', 'longtail_indices', 'class_order', 'by_size',
            'Groups', 'size_groups', 'effective_number_weights']
 
-# %% ../../nbs/data/00_longtail.ipynb #693ac2ab
+# %% ../../nbs/data/00_longtail.ipynb #f52d19dc
 PROFILES = ('exp', 'step')
 
 def class_counts(num_classes: int,
@@ -30,7 +30,7 @@ def class_counts(num_classes: int,
     counts = np.array([int(n_max * (1 / rho) ** p) for p in position])
     if counts.min() < 1:
         raise UserError(f'rho={rho:g} with {n_max} images in the largest class leaves {int((counts < 1).sum())} '
-                        f'classes empty: use rho of at most {n_max}')
+                        f'classes empty: use a rho below {n_max}')
     return counts
 
 # %% ../../nbs/data/00_longtail.ipynb #56c0ad27

@@ -9,7 +9,7 @@ from ..core import UserError, choose
 from ..training.loop import TrainConfig
 
 # %% auto #0
-__all__ = ['register', 'methods', 'method', 'name_of']
+__all__ = ['register', 'methods', 'method']
 
 # %% ../../nbs/methods/00_registry.ipynb #ba6da013
 _methods: dict[str, type[TrainConfig]] = {}
@@ -21,7 +21,7 @@ def register(name: str):
         return config
     return add
 
-# %% ../../nbs/methods/00_registry.ipynb #81e8d2ae
+# %% ../../nbs/methods/00_registry.ipynb #293f54c3
 def methods() -> dict[str, type[TrainConfig]]:
     "All methods by name"
     import vitnb.methods as room
@@ -31,7 +31,3 @@ def methods() -> dict[str, type[TrainConfig]]:
 def method(name: str) -> type[TrainConfig]:
     "The method of that name; raises `UserError` that lists the names there are"
     return methods()[choose('method', name, methods())]
-
-def name_of(config: TrainConfig) -> str:
-    "The name under which a configuration's method is registered"
-    return next(name for name, kind in methods().items() if kind is type(config))

@@ -18,7 +18,7 @@ from ..core import UserError, choose, whole_file
 
 # %% auto #0
 __all__ = ['PRESETS', 'TokenLogits', 'StudentConfig', 'Student', 'default_patch_size', 'student_config', 'make_student',
-           'resized_student', 'choose_attention', 'save_weights', 'read_weights', 'load_weights']
+           'resized_student', 'choose_attention', 'save_weights', 'read_about', 'read_weights', 'load_weights']
 
 # %% ../../nbs/models/00_student.ipynb #a83fa4c3
 class TokenLogits(NamedTuple):
@@ -114,14 +114,17 @@ def save_weights(model: nn.Module, path: str | Path, **about):
     content = save(weights, metadata={'vitnb': json.dumps(about)})
     with whole_file(path) as temporary: temporary.write_bytes(content)
 
-# %% ../../nbs/models/00_student.ipynb #a76f484e
+# %% ../../nbs/models/00_student.ipynb #dc5de444
+def read_about(path: Path) -> dict:
+    "What the header of a safetensors file says about the weights, without reading those"
+    with open(path, 'rb') as file: header = json.loads(file.read(struct.unpack('<Q', file.read(8))[0]))
+    return json.loads(header.get('__metadata__', {}).get('vitnb', '{}'))
+
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:   # state dict, what its header says
     "Read a safetensors file; raises `UserError` when it is missing or damaged"
     path = Path(path)
     if not path.is_file(): raise UserError(f'no checkpoint {path}')
-    try:
-        with open(path, 'rb') as file: header = json.loads(file.read(struct.unpack('<Q', file.read(8))[0]))
-        return load_file(path), json.loads(header.get('__metadata__', {}).get('vitnb', '{}'))
+    try: return load_file(path), read_about(path)
     except (SafetensorError, OSError, ValueError, struct.error, MemoryError, OverflowError) as e:
         raise UserError(f'{path} is not a whole safetensors file ({e}): it may be truncated; use another checkpoint') from e
 
