@@ -138,22 +138,23 @@ def mix(images: torch.Tensor,                 # (B, channels, H, W) float, B eve
     mixer = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=num_classes)
     with numpy_seed(*name): return mixer(images.clone(), labels)
 
-# %% ../../nbs/data/20_batches.ipynb #7aa3e787
+# %% ../../nbs/data/20_batches.ipynb #a1c65629
 class Batch(NamedTuple):
     "What one step trains on"
     images: torch.Tensor       # (B, channels, H, W) float, augmented, mixed and normalised
     labels: torch.Tensor       # (B,) the label of each image before mixing
     targets: torch.Tensor      # (B,) the same, or (B, C) soft labels while mixing
+    clean: torch.Tensor | None = None     # (B, channels, H, W) float, the images before anything was done to them, normalised
+    second: torch.Tensor | None = None    # (B, channels, H, W) float, augmented once more, for methods that compare two views
 
 def make_batch(data: LongTailed, config: AugmentConfig, batch_size: int, mixing: bool,
-               seed: int, epoch: int, step: int, device='cpu') -> Batch:
+               seed: int, epoch: int, step: int, device='cpu',
+               clean: bool = False, second: bool = False,      # what else the batch holds
+              ) -> Batch:
     "The batch of a step: always the same for the same arguments"
     indices = batch_indices(len(data.train), batch_size, seed, epoch, step).to(data.train.images.device)
     pixels, labels = data.train.images[indices].to(device), data.train.labels[indices].to(device)
-    images = augment(pixels, config, data.mean, data.std, generator(seed, 'augment', epoch, step))
-    if not (mixing and config.mixes): return Batch(images, labels, labels)
-    return Batch(*_mixed(images, labels, data.num_classes, config, seed, epoch, step))
-
-def _mixed(images, labels, num_classes, config, seed, epoch, step):
-    mixed, soft = mix(images, labels, num_classes, config, seed, 'mix', epoch, step)
-    return mixed, labels, soft
+    view = lambda name: augment(pixels, config, data.mean, data.std, generator(seed, name, epoch, step))
+    images, targets = view('augment'), labels
+    if mixing and config.mixes: images, targets = mix(images, labels, data.num_classes, config, seed, 'mix', epoch, step)
+    return Batch(images, labels, targets, normalise(pixels, data.mean, data.std) if clean else None, view('second view') if second else None)

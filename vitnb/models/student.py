@@ -29,7 +29,7 @@ class TokenLogits(NamedTuple):
     @property
     def avg(self) -> Tensor: return (self.cls + self.dist) / 2
 
-# %% ../../nbs/models/00_student.ipynb #dcd49c78
+# %% ../../nbs/models/00_student.ipynb #10a06a21
 @dataclass(frozen=True)
 class StudentConfig:
     "The shape of a student, in timm's words"
@@ -41,17 +41,24 @@ class StudentConfig:
     depth: int = 6
     num_heads: int = 3
     drop_path_rate: float = .05
+    use_dist: bool = True       # False: both answers come from CLS; the DIST token stays in the sequence, unused
 
-# %% ../../nbs/models/00_student.ipynb #312b84d1
+    def for_timm(self) -> dict:
+        "What timm's `VisionTransformerDistilled` is made with"
+        return {k: v for k, v in asdict(self).items() if k != 'use_dist'}
+
+# %% ../../nbs/models/00_student.ipynb #2986106d
 class Student(VisionTransformerDistilled):
     "timm's distilled Vision Transformer that returns `TokenLogits`, in training and in evaluation alike"
     def __init__(self, config: StudentConfig = StudentConfig()):
-        super().__init__(**asdict(config))
+        super().__init__(**config.for_timm())
         self.config = config
+        self.head_dist.requires_grad_(config.use_dist)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False):
         if pre_logits: return super().forward_head(x, pre_logits=True)
-        return TokenLogits(self.head(self.head_drop(x[:, 0])), self.head_dist(self.head_drop(x[:, 1])))
+        cls = self.head(self.head_drop(x[:, 0]))
+        return TokenLogits(cls, self.head_dist(self.head_drop(x[:, 1])) if self.config.use_dist else cls)
 
 # %% ../../nbs/models/00_student.ipynb #9f0664b7
 PRESETS = dict(nano=dict(embed_dim=96, depth=6, num_heads=3, drop_path_rate=.05),
@@ -59,14 +66,14 @@ PRESETS = dict(nano=dict(embed_dim=96, depth=6, num_heads=3, drop_path_rate=.05)
                small=dict(embed_dim=384, depth=12, num_heads=6, drop_path_rate=.1),
                base=dict(embed_dim=768, depth=12, num_heads=12, drop_path_rate=.1))
 
-# %% ../../nbs/models/00_student.ipynb #0d469654
+# %% ../../nbs/models/00_student.ipynb #12b4efe8
 def default_patch_size(img_size: int, preset: str) -> int:
     "16 from 112 px on; for small images 4, and for `nano` a quarter of the side where that is a whole number"
     if img_size >= 112: return 16 if img_size % 16 == 0 else 14
     return img_size // 4 if preset == 'nano' and img_size % 4 == 0 else 4
 
 def student_config(preset: str = 'nano', img_size: int = 28, in_chans: int = 1, num_classes: int = 10,
-                   patch_size: int | None = None, drop_path_rate: float | None = None) -> StudentConfig:
+                   patch_size: int | None = None, drop_path_rate: float | None = None, use_dist: bool = True) -> StudentConfig:
     "A preset for the data at hand; raises `UserError` when patches do not fill the image"
     shape = dict(PRESETS[choose('preset', preset, PRESETS)])
     if drop_path_rate is not None: shape['drop_path_rate'] = drop_path_rate
@@ -74,7 +81,7 @@ def student_config(preset: str = 'nano', img_size: int = 28, in_chans: int = 1, 
     if patch < 1 or img_size % patch:
         fits = [p for p in range(2, img_size // 2 + 1) if img_size % p == 0]
         raise UserError(f'image size {img_size} is not divisible by patch size {patch}: use a patch size of {", ".join(map(str, fits))}')
-    return StudentConfig(img_size, patch, in_chans, num_classes, **shape)
+    return StudentConfig(img_size, patch, in_chans, num_classes, use_dist=use_dist, **shape)
 
 # %% ../../nbs/models/00_student.ipynb #5af1404d
 def make_student(config: StudentConfig = StudentConfig(), seed: int = 0) -> Student:

@@ -66,13 +66,16 @@ class TrainConfig:
         "What to train and with which loss"
         raise NotImplementedError
 
-# %% ../../nbs/training/50_loop.ipynb #2fbbccb7
+# %% ../../nbs/training/50_loop.ipynb #ccb0b33f
 @dataclass
 class Learner:
     "What a method brings to the loop"
     model: nn.Module                                            # trained; returns logits, or TokenLogits
     loss: Callable[[nn.Module, Batch, int], dict[str, Tensor]]  # (model, batch, epoch) → 'loss' and its parts
     mixing: Callable[[int], bool] = lambda epoch: True          # whether the batches of an epoch are mixed
+    needs: dict[str, bool] = field(default_factory=dict)        # 'clean' or 'second': what else its batches hold
+    after_step: Callable[[nn.Module], None] = lambda model: None     # called when the weights have moved
+    part: str = ''                                              # name of the submodule that is saved; '': all of it
     about: dict = field(default_factory=dict)                   # written into the header of the weights
     notes: list[str] = field(default_factory=list)              # printed before training starts
 
@@ -113,7 +116,7 @@ def predict(model: nn.Module, images: Tensor, mean, std, bf16: bool = False, bat
     model.train(training)
     return {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}
 
-# %% ../../nbs/training/50_loop.ipynb #c63994a4
+# %% ../../nbs/training/50_loop.ipynb #8bc6c63d
 def fit(config: TrainConfig, learner: Learner, optimiser, accelerator, steps: int,
         batches: Callable[[int, int, bool], Batch],          # (epoch, step, mixing) → the batch of a step
         bf16: bool = False,
@@ -134,6 +137,7 @@ def fit(config: TrainConfig, learner: Learner, optimiser, accelerator, steps: in
             if (step + 1) % config.accumulate == 0 or last:
                 optimiser.step()
                 optimiser.zero_grad()
+                learner.after_step(accelerator.unwrap_model(model))
             sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
             on_step(epoch, step, losses)
         means = {k: float(v) / steps for k, v in sums.items()}
@@ -183,7 +187,7 @@ def train(config: TrainConfig, method: str,
         status['test'] = _finish(learner, accelerator, data, run, bf16)
     return run
 
-# %% ../../nbs/training/50_loop.ipynb #4cb7977c
+# %% ../../nbs/training/50_loop.ipynb #3ec7409d
 def check_settings(config: TrainConfig):
     "Raise a `UserError` for what is wrong with the settings before anything is loaded"
     check_limits(config)
@@ -198,7 +202,7 @@ def with_short_warmup(config: TrainConfig) -> TrainConfig:
 
 def _epochs(config, learner, optimiser, accelerator, steps, data, run, bf16, device, board):
     "Train, validate, and write one line and perhaps the best weights after every epoch"
-    batches = lambda epoch, step, mixing: make_batch(data, config.augment, config.batch_size, mixing, config.seed, epoch, step, device)
+    batches = lambda epoch, step, mixing: make_batch(data, config.augment, config.batch_size, mixing, config.seed, epoch, step, device, **learner.needs)
     best, model = -1., learner.model
     try:
         for line in fit(config, learner, optimiser, accelerator, steps, batches, bf16, board.step):
@@ -208,15 +212,15 @@ def _epochs(config, learner, optimiser, accelerator, steps, data, run, bf16, dev
                 accuracy = list(line['val'].values())[-1]['overall']
                 if accuracy > best:
                     best = accuracy
-                    save_weights(accelerator.unwrap_model(model), run.path/'best.safetensors', **learner.about, epoch=line['epoch'])
+                    save_weights(accelerator.unwrap_model(model).get_submodule(learner.part), run.path/'best.safetensors', **learner.about, epoch=line['epoch'])
             append_line(run.path/'metrics.jsonl', line)
             board.epoch(line)
     finally: board.close()
 
-# %% ../../nbs/training/50_loop.ipynb #d92d3665
+# %% ../../nbs/training/50_loop.ipynb #72b172b2
 def _finish(learner: Learner, accelerator, data: LongTailed, run: Run, bf16: bool) -> dict:
     "Save the last weights, test them and the best ones, and return the accuracies"
-    model = accelerator.unwrap_model(learner.model)
+    model = accelerator.unwrap_model(learner.model).get_submodule(learner.part)
     save_weights(model, run.path/'model.safetensors', **learner.about)
     look = lambda: predict(model, data.test.images, data.mean, data.std, bf16)
     logits, best = look(), run.path/'best.safetensors'

@@ -1,0 +1,91 @@
+"""Every row of the DeiT-LT experiment on Fashion-MNIST, ρ = 100: teachers, baselines, DeiT-LT and its ablations.
+
+    python data/results/make_deit_lt.py [--size small] [--orders 0 1 2] [--seeds 0 1 2] [--paired] [--folder runs/deit-lt] [--list]
+
+Writes data/results/deit_lt_SIZE.json after each run. What is written there is not run again, so the command can be
+stopped and started; with --list it says what is done and what is missing. On two idle cores a row of size small takes
+one to nine minutes. Size full wants a GPU. --paired runs seed k with class order k only, instead of every pair.
+"""
+import argparse, json, re, time
+from dataclasses import replace
+from pathlib import Path
+from make_demo import once, row
+from vitnb.core import whole_file
+from vitnb.data.batches import AugmentConfig
+from vitnb.data.sets import DataConfig, long_tailed
+from vitnb.methods.deit import DeiT
+from vitnb.methods.deit_lt import DeiTLT
+from vitnb.methods.paco import PaCo
+from vitnb.methods.teacher import Teacher
+from vitnb.methods.vit import ViT
+
+HERE = Path(__file__).parent
+FLAT = 'teacher LDAM+DRW+SAM'
+TEACHERS = {FLAT: ('teacher', Teacher()),
+            'teacher LDAM+DRW': ('teacher', Teacher(sam_rho=0)),
+            'teacher PaCo+SAM': ('paco', PaCo()),
+            'teacher CE, strong augmentation': ('teacher', Teacher(loss='ce', drw_start=1, sam_rho=0, augment=AugmentConfig()))}
+STUDENTS = {'ViT': ('vit', ViT(), None),
+            'ViT + DRW': ('vit', ViT(drw_start=.9), None),
+            'ViT + balanced softmax': ('vit', ViT(loss='balanced-softmax'), None),
+            'DeiT, in-distribution teacher': ('deit', DeiT(), 'teacher CE, strong augmentation'),
+            'DeiT-LT': ('deit-lt', DeiTLT(), FLAT),
+            'DeiT-LT, PaCo+SAM teacher': ('deit-lt', DeiTLT(), 'teacher PaCo+SAM'),
+            'DeiT-LT without DRW': ('deit', DeiT(), FLAT),
+            'DeiT-LT, teacher without SAM': ('deit-lt', DeiTLT(), 'teacher LDAM+DRW'),
+            'DeiT-LT, teacher sees clean images': ('deit-lt', DeiTLT(teacher_sees='clean'), FLAT),
+            'DeiT-LT without a DIST head': ('deit-lt', DeiTLT(use_dist=False), FLAT),
+            'DeiT-LT, mixing to the end': ('deit-lt', DeiTLT(mix_in_drw=True), FLAT)}
+SIZES = dict(small=(DataConfig(), dict(), dict()),
+             full=(DataConfig(dataset='fashion-mnist-full'), dict(depth=32, epochs=200), dict(student='tiny', patch_size=4, epochs=300, lr=1e-3)))
+
+
+def slug(name: str) -> str: return re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
+
+
+def plan(size: str, order: int, seed: int) -> dict:
+    "Row name → (method, settings, the row whose network teaches it)"
+    data, for_teachers, for_students = SIZES[size]
+    shared = dict(data=replace(data, order_seed=order), seed=seed)
+    rows = {name: (method, replace(config, **shared, **for_teachers), None) for name, (method, config) in TEACHERS.items()}
+    return rows | {name: (method, replace(config, **shared, **for_students), teacher) for name, (method, config, teacher) in STUDENTS.items()}
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument('--size', choices=SIZES, default='small')
+    arguments.add_argument('--orders', type=int, nargs='+', default=[0, 1, 2])
+    arguments.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    arguments.add_argument('--paired', action='store_true')
+    arguments.add_argument('--folder', type=Path, default=Path('runs/deit-lt'))
+    arguments.add_argument('--list', action='store_true')
+    given = arguments.parse_args()
+    pairs = list(zip(given.orders, given.seeds)) if given.paired else [(o, s) for s in given.seeds for o in given.orders]
+    results = HERE/f'deit_lt_{given.size}.json'
+    rows = json.loads(results.read_text())['rows'] if results.exists() else []
+    for order, seed in pairs: run_pair(given, results, rows, order, seed)
+
+
+def run_pair(given, results: Path, rows: list[dict], order: int, seed: int):
+    "What is missing of one class order and seed"
+    done = {r['name'] for r in rows if (r['order_seed'], r['seed']) == (order, seed)}
+    todo = {name: what for name, what in plan(given.size, order, seed).items() if name not in done}
+    print(f'order {order}, seed {seed}: {len(done)} rows done, missing: {", ".join(todo) or "none"}', flush=True)
+    if given.list or not todo: return
+    data, folder = long_tailed(next(iter(todo.values()))[1].data), given.folder/given.size/f'order-{order}-seed-{seed}'
+    for name, (method, config, teacher) in todo.items():
+        if teacher: config = replace(config, teacher=str(network(given.size, order, seed, teacher, folder, data).path))
+        start = time.monotonic()
+        rows.append(dict(name=name, teacher=teacher, **row(once(config, method, folder/slug(name), data))))
+        with whole_file(results) as path: path.write_text(json.dumps(dict(maker='data/results/make_deit_lt.py', size=given.size, rows=rows)) + '\n')
+        best = max(rows[-1]['test'].items(), key=lambda item: item[1]['overall'])
+        print(f'  {name}: {time.monotonic() - start:.0f} s, {best[0]} {best[1]["overall"]:.1f} overall, {best[1]["tail"]:.1f} tail', flush=True)
+
+
+def network(size: str, order: int, seed: int, name: str, folder: Path, data):
+    "The run of a teacher; trained again when its row is written but its folder is gone"
+    method, config, _ = plan(size, order, seed)[name]
+    return once(config, method, folder/slug(name), data)
+
+
+if __name__ == '__main__': main()
