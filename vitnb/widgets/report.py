@@ -89,17 +89,17 @@ def choose_images(experts: Experts, tail: int = 6, head: int = 2) -> tuple[np.nd
     said = {h: experts.logits[h].argmax(1) for h in ('cls', 'dist')}
     return chosen, [f'{name(experts.labels[i])}   CLS: {name(said["cls"][i])}, DIST: {name(said["dist"][i])}' for i in chosen]
 
-# %% ../../nbs/widgets/10_report.ipynb #9f593a93
+# %% ../../nbs/widgets/10_report.ipynb #b3400714
 def attention_section(run: Run, experts: Experts,
                       test: ImageSet | None = None,    # the test images, when they are loaded already
                      ) -> str:
     "Where CLS and DIST look on test images that one gets right and the other wrong"
     from vitnb.analysis.attention import attention_maps, block_map, load_student, load_test_images
-    from vitnb.data.batches import normalise
+    from vitnb.data.batches import clean_view
     chosen, data = choose_images(experts)[0], run.config['data']
     if not len(chosen): return '<p>CLS and DIST agree on every test image.</p>'
     pixels = (load_test_images(run) if test is None else test).images[chosen]
-    attention = attention_maps(load_student(run), normalise(pixels, data['mean'], data['std']))
+    attention = attention_maps(load_student(run), clean_view(pixels, data['mean'], data['std'], data.get('img_size'), data.get('eval_crop', 1)))
     maps = {t: block_map(attention, t) for t in ('cls', 'dist')}
     shown = pixels.permute(0, 2, 3, 1).numpy() / 255
     if shown.shape[-1] == 1: shown = 1 - shown[..., 0]
