@@ -11,10 +11,10 @@ from pathlib import Path
 from .core import UserError, choose
 
 # %% auto #0
-__all__ = ['COMMANDS', 'train_command', 'run_and_report', 'runs_command', 'report_command', 'Demo', 'demo', 'demo_settings',
-           'demo_table', 'usage', 'main']
+__all__ = ['COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'runs_command', 'report_command', 'Demo', 'demo',
+           'demo_settings', 'demo_table', 'usage', 'main']
 
-# %% ../nbs/90_cli.ipynb #2ceeda0e
+# %% ../nbs/90_cli.ipynb #75239e2a
 def train_command(arguments: Sequence[str]):
     "train a method and write its run folder and report"
     from vitnb.methods.registry import method, methods
@@ -24,17 +24,50 @@ def train_command(arguments: Sequence[str]):
         print('\n'.join(f'  {name:10} {(kind.__doc__ or "").strip()}' for name, kind in methods().items()))
         return
     kind = method(arguments[0])
-    options = tyro.cli(_with_out(kind), args=arguments[1:], prog=f'vitnb train {arguments[0]}', description=kind.__doc__,
+    rest, name = _take_option(arguments[1:], '--recipe')
+    start = kind() if name is None else _recipe(arguments[0], name)
+    options = tyro.cli(_options(arguments[0], start), args=rest, prog=f'vitnb train {arguments[0]}', description=kind.__doc__,
                        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
-    run_and_report(options.settings, arguments[0], options.out)
+    if options.dry_run: dry_run(options.settings, arguments[0])
+    else: run_and_report(options.settings, arguments[0], options.out)
 
-# %% ../nbs/90_cli.ipynb #99e19e92
-def _with_out(kind: type) -> type:
-    "The method's settings and where the run goes, as one set of options"
+# %% ../nbs/90_cli.ipynb #94138ba5
+def _options(name: str, start) -> type:
+    "A method's settings, beginning with those given, and what to do with them, as one set of options"
     import dataclasses
+    from vitnb.methods.recipes import recipes
+    def option(type_, default, text): return (type_, dataclasses.field(default=default, metadata={'help': text}))
+    known = ', '.join(recipes(name)) or 'none'
     return dataclasses.make_dataclass('Options', [
-        ('settings', kind, dataclasses.field(default_factory=kind)),
-        ('out', Path | None, dataclasses.field(default=None, metadata={'help': 'run folder (default: the next free name in runs/)'}))])
+        ('settings', type(start), dataclasses.field(default_factory=lambda: start)),
+        ('out', *option(Path | None, None, 'run folder (default: the next free name in runs/)')),
+        ('dry_run', *option(bool, False, 'print what would be done, what it would cost here and what is missing, and train nothing')),
+        ('recipe', *option(str | None, None, f'begin with published settings, which the other options change: {known}'))])
+
+def _take_option(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    "Take `option VALUE` or `option=VALUE` out of the arguments"
+    rest, value, i = [], None, 0
+    while i < len(arguments):
+        if arguments[i] == option and i + 1 < len(arguments): value, i = arguments[i + 1], i + 1
+        elif arguments[i].startswith(option + '='): value = arguments[i].split('=', 1)[1]
+        else: rest.append(arguments[i])
+        i += 1
+    return rest, value
+
+def _recipe(method: str, name: str):
+    from vitnb.methods.recipes import recipe
+    return recipe(method, name)
+
+# %% ../nbs/90_cli.ipynb #2e5f62c8
+def dry_run(config, name: str):
+    "Print what a training would do, and what it lacks"
+    from vitnb.training.loop import check_settings
+    from vitnb.training.plan import plan
+    check_settings(config)
+    lines, missing = plan(config, name)
+    for title, text in lines: print(f'{title:14} {text}')
+    for text in missing: print(f'{"missing":14} {text}')
+    if not missing: print(f'{"missing":14} nothing: leave --dry-run out to begin')
 
 def run_and_report(config, name: str, out: str | Path | None = None):
     "Train, write the report, print the table; returns the run"

@@ -77,21 +77,24 @@ def read_arrays(path: Path,               # an .npz file
         with np.load(path, allow_pickle=False) as file: return dict(file)
     except (OSError, ValueError, KeyError, EOFError) as e: raise UserError(f'cannot read {path}: {e}') from e
 
-# %% ../../nbs/data/10_sets.ipynb #8475e5c3
-def fashion_mnist_full() -> tuple[ImageSet, ImageSet]:   # training and test images
+# %% ../../nbs/data/10_sets.ipynb #8c7265a6
+def fashion_mnist_full(download: bool = True) -> tuple[ImageSet, ImageSet]:   # training and test images
     "All of Fashion-MNIST, downloaded once by torchvision (which verifies it) to the cache folder"
     about = json.loads(packaged('fashion_mnist', 'about.json').read_text())
-    return tuple(dataclasses.replace(part, easiness=tuple(about['easiness'])) for part in _torchvision('FashionMNIST', cache_folder()/'torchvision', FASHION_CLASSES))
+    return tuple(dataclasses.replace(part, easiness=tuple(about['easiness'])) for part in _torchvision('FashionMNIST', cache_folder()/'torchvision', FASHION_CLASSES, download))
 
-def _torchvision(name: str, root: Path, class_names: Sequence[str] | None = None) -> tuple[ImageSet, ImageSet]:
+def _torchvision(name: str, root: Path, class_names: Sequence[str] | None = None, download: bool = True) -> tuple[ImageSet, ImageSet]:
     "A torchvision data set as tensors, from `root` if it is there, otherwise downloaded to it"
     import torchvision
     def part(train):
         kind = getattr(torchvision.datasets, name)
         try: return kind(root, train=train, download=False)
-        except RuntimeError: return kind(root, train=train, download=True)
+        except RuntimeError:
+            if not download: raise
+            return kind(root, train=train, download=True)
     try: parts = [part(True), part(False)]
     except Exception as e:
+        if not download: raise UserError(f'{name} is not in {root}') from e
         raise UserError(f'{name} is not in {root} and could not be downloaded ({type(e).__name__}: {e}): '
                         'put its original files there, or set VITNB_CACHE to the folder that holds torchvision/') from e
     return tuple(ImageSet(_as_pixels(p.data), torch.as_tensor(p.targets, dtype=torch.long), tuple(class_names or p.classes)) for p in parts)
@@ -181,7 +184,7 @@ def _reason(path: Path, error: Exception) -> str:
     if not path.exists(): return 'it is a link to a file that is not there'
     return 'the file is empty' if path.stat().st_size == 0 else str(error).replace(f" '{path}'", '') or type(error).__name__
 
-# %% ../../nbs/data/10_sets.ipynb #89780d72
+# %% ../../nbs/data/10_sets.ipynb #149603b4
 NAMES = ('fashion-mnist', 'fashion-mnist-full', 'cifar10', 'cifar100', *LIST_SETS, 'imagefolder:PATH')
 
 def load_images(name: str,                       # one of `NAMES`
@@ -190,6 +193,7 @@ def load_images(name: str,                       # one of `NAMES`
                 skip_unreadable: bool = False,
                 lists: str | None = None,        # where the official list files are, for imagenet-lt and inaturalist18
                 prepared: str | None = None,     # where their decoded pixels are kept
+                download: bool = True,
                ) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:    # training, validation and test images
     "The images of a named data set; only a folder of images has a validation part of its own, and it may lack a test part"
     if name.startswith('imagefolder:'):
@@ -197,8 +201,8 @@ def load_images(name: str,                       # one of `NAMES`
     choose('data set', name, NAMES)
     if name in LIST_SETS: return _listed(name, folder, lists, prepared)
     if name == 'fashion-mnist': train, test = fashion_mnist()
-    elif name == 'fashion-mnist-full': train, test = fashion_mnist_full()
-    else: train, test = _torchvision(name.upper(), Path(folder or cache_folder()/'torchvision').expanduser())
+    elif name == 'fashion-mnist-full': train, test = fashion_mnist_full(download)
+    else: train, test = _torchvision(name.upper(), Path(folder or cache_folder()/'torchvision').expanduser(), download=download)
     return train, None, test
 
 def _listed(name: str, folder: str | None, lists: str | None, prepared: str | None) -> tuple[ImageSet, None, ImageSet]:
@@ -294,15 +298,17 @@ class LongTailed:
     @property
     def channels(self) -> int: return self.train.images.shape[1]
 
-# %% ../../nbs/data/10_sets.ipynb #abb926af
-def long_tailed(config: DataConfig = DataConfig()) -> LongTailed:
+# %% ../../nbs/data/10_sets.ipynb #2fe042f1
+def long_tailed(config: DataConfig = DataConfig(),
+                download: bool = True,     # what is not there yet
+               ) -> LongTailed:
     "Load a data set, split it and cut its long tail; raises `UserError` for anything the user can put right"
     check_limits(config)
     is_folder = config.dataset.startswith('imagefolder:')
     rho = config.rho if config.rho is not None or is_folder or config.dataset in LIST_SETS else 100.
     choose('statistics', config.statistics, ('dataset', 'imagenet'))
     if rho is not None: class_counts(2, 10**6, rho, config.profile)   # a bad value is said before anything is loaded
-    full, val, test = load_images(config.dataset, config.image_folder_size, config.folder, config.skip_unreadable, config.lists, config.prepared)
+    full, val, test = load_images(config.dataset, config.image_folder_size, config.folder, config.skip_unreadable, config.lists, config.prepared, download)
     if test is None: full, test = _set_aside(full, TEST_SHARE, TEST_SEED)
     if test is None: raise UserError(f'{config.dataset} has one picture in each class and no test folder: there is nothing to test with')
     train, val = (full, val) if val is not None else _set_aside(full, config.val_fraction, config.subset_seed)

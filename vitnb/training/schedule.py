@@ -10,7 +10,7 @@ from torch import nn
 from ..core import choose
 
 # %% auto #0
-__all__ = ['learning_rate', 'make_optimiser']
+__all__ = ['SCHEDULES', 'learning_rate', 'stepped_rate', 'make_optimiser']
 
 # %% ../../nbs/training/20_schedule.ipynb #6aa52e58
 def learning_rate(epoch: float,                # time in epochs, fractions count
@@ -18,6 +18,14 @@ def learning_rate(epoch: float,                # time in epochs, fractions count
     "Linear warm-up, then a cosine to `min_lr`, as in timm's cosine scheduler without warm-up prefix"
     if epoch < warmup_epochs: return warmup_lr + epoch * (peak - warmup_lr) / warmup_epochs
     return min_lr + .5 * (peak - min_lr) * (1 + math.cos(math.pi * epoch / epochs))
+
+# %% ../../nbs/training/20_schedule.ipynb #7ef8a795
+SCHEDULES = ('cosine', 'steps')
+
+def stepped_rate(epoch: float, peak: float, epochs: int, warmup_epochs: float = 5, warmup_lr: float = 1e-6, factor: float = .01) -> float:
+    "Linear warm-up, then constant, with a step down after 80 and after 90 % of the epochs"
+    if epoch < warmup_epochs: return warmup_lr + epoch * (peak - warmup_lr) / warmup_epochs
+    return peak * factor ** ((epoch >= .8 * epochs) + (epoch >= .9 * epochs))
 
 # %% ../../nbs/training/20_schedule.ipynb #67401f8e
 def make_optimiser(model: nn.Module, name: str, lr: float, weight_decay: float, momentum: float = .9) -> torch.optim.Optimizer:
