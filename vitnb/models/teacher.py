@@ -96,13 +96,14 @@ def make_teacher(config: TeacherConfig = TeacherConfig(), seed: int = 0) -> ResN
         torch.manual_seed(seed)
         return build_teacher(config)
 
-# %% ../../nbs/models/10_teacher.ipynb #f1994f38
+# %% ../../nbs/models/10_teacher.ipynb #6e2485bf
 class FrozenTeacher(nn.Module):
     "A teacher in its fastest form, which gives hard labels and can no longer be trained"
     def __init__(self, teacher: nn.Module, bf16: bool = False):
         super().__init__()
         self.model = _fold_batch_norms(copy.deepcopy(teacher).eval()).to(memory_format=torch.channels_last).requires_grad_(False)
         self.bf16 = bf16
+        self.eval()
 
     def train(self, mode: bool = True): return super().train(False)
 

@@ -177,7 +177,7 @@ def backward(config: TrainConfig, learner: Learner, accelerator, batch: Batch, e
         descend(origin)
     return losses
 
-# %% ../../nbs/training/50_loop.ipynb #89d9dd3d
+# %% ../../nbs/training/50_loop.ipynb #8f70cab0
 def train(config: TrainConfig, method: str,
           out: str | Path | None = None,        # run folder; None: the next free name in `runs/`
           data: LongTailed | None = None,       # when it is loaded already
@@ -194,16 +194,17 @@ def train(config: TrainConfig, method: str,
     attention = choose_attention(learner.model, device, bf16) if hasattr(learner.model, 'blocks') else None
     optimiser = make_optimiser(learner.model, config.optimiser, config.lr, config.weight_decay, config.momentum)
     learner.model, optimiser = accelerator.prepare(learner.model, optimiser)
+    batches = _batches(config, learner, data, device)
     run = Run(new_run_folder(out, f'{method}-{config.data.dataset.split(":")[0]}'))
     machine = dict(device=str(device), precision='bf16' if bf16 else 'fp32', attention=attention, threads=torch.get_num_threads(), **versions())
     with recording(run, dict(method=method, config=asdict(config), data=describe(data), model=learner.about, machine=machine)) as status:
         board = Board(config, data, steps, quiet)
         board.say(f'{method} → {run.path}', summary(data, config), *learner.notes)
-        _epochs(config, learner, optimiser, accelerator, steps, data, run, bf16, device, board)
+        _epochs(config, learner, optimiser, accelerator, steps, batches, data, run, bf16, board)
         status['test'] = _finish(learner, accelerator, data, run, bf16)
     return run
 
-# %% ../../nbs/training/50_loop.ipynb #7903fe11
+# %% ../../nbs/training/50_loop.ipynb #1baa5956
 def check_settings(config: TrainConfig):
     "Raise a `UserError` for what is wrong with the settings before anything is loaded"
     check_limits(config)
@@ -218,12 +219,17 @@ def with_short_warmup(config: TrainConfig) -> TrainConfig:
     "The settings with a warm-up of a fifth of the epochs at most, so that a short run trains too"
     return replace(config, warmup_epochs=min(config.warmup_epochs, config.epochs / 5))
 
-def _epochs(config, learner, optimiser, accelerator, steps, data, run, bf16, device, board):
-    "Train, validate, and write one line and perhaps the best weights after every epoch"
+def _batches(config, learner, data, device) -> Callable[[int, int, bool], Batch]:
+    "The batch of a step, by number; the first is made at once, so that what cannot be made is said before there is a run folder"
     def batches(epoch: int, step: int, mixing: bool) -> Batch:
         sampler = learner.sampler(epoch) or config.sampler
         which = epoch_indices(len(data.train), config.batch_size, config.seed, epoch, step, config.repeats, sampler, data.train.labels, data.train.counts, epoch / config.epochs)
         return make_batch(data, config.augment, config.batch_size, mixing, config.seed, epoch, step, device, indices=which, **learner.needs)
+    batches(0, 0, learner.mixing(0))
+    return batches
+
+def _epochs(config, learner, optimiser, accelerator, steps, batches, data, run, bf16, board):
+    "Train, validate, and write one line and perhaps the best weights after every epoch"
     best, model = -1., learner.model
     try:
         for line in fit(config, learner, optimiser, accelerator, steps, batches, bf16, board.step):

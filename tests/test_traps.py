@@ -1,0 +1,145 @@
+"The ways in which a re-implementation of DeiT-LT goes wrong without an error: each test fails when one is fallen into"
+import dataclasses, math
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from vitnb.core import UserError
+from vitnb.data.batches import AugmentConfig, clean_view, make_batch
+from vitnb.data.longtail import by_size, class_counts, size_groups
+from vitnb.data.sampling import epoch_indices, sampled_steps
+from vitnb.data.sets import IMAGENET, DataConfig, ImageSet, LongTailed, long_tailed
+from vitnb.methods.deit import distillation_loss
+from vitnb.methods.deit_lt import DeiTLT
+from vitnb.methods.recipes import recipe
+from vitnb.models.student import TokenLogits
+from vitnb.models.teacher import FrozenTeacher
+from vitnb.training.loop import answers, fit, rate_at, train
+from vitnb.training.losses import drw_epoch
+from vitnb.training.schedule import make_optimiser
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def data(): return long_tailed()
+
+
+def some(data: LongTailed, n: int = 256) -> LongTailed:
+    "A part of the data with every class in it"
+    order = np.argsort(np.random.RandomState(0).rand(len(data.train)))[:n]
+    keep = np.union1d(order, [int((data.train.labels == c).nonzero()[0]) for c in range(10)])
+    rows = lambda s, k: s.subset(range(0, len(s), k))
+    return dataclasses.replace(data, train=data.train.subset(keep), val=rows(data.val, 20), test=rows(data.test, 100))
+
+
+def watched_training(data, monkeypatch, epochs=2, drw_start=.5, steps=2):
+    "A few steps of DeiT-LT: the tensors that the teacher and the student saw, the targets, and the teacher's mode"
+    config = DeiTLT(epochs=epochs, batch_size=16, drw_start=drw_start)
+    learner, seen = config.learner(data, CPU, False), dict(teacher=[], student=[], targets=[], mode=[])
+    label = FrozenTeacher.label
+    def noted(self, images): seen['teacher'].append(images); seen['mode'].append(any(m.training for m in self.modules())); return label(self, images)
+    monkeypatch.setattr(FrozenTeacher, 'label', noted)
+    learner.model.register_forward_pre_hook(lambda m, args: seen['student'].append(args[0]))
+    def batches(epoch, step, mixing):
+        batch = make_batch(data, config.augment, 16, mixing, 0, epoch, step)
+        seen['targets'].append(batch.targets)
+        return batch
+    list(fit(config, learner, make_optimiser(learner.model, 'adamw', 1e-3, .05), Accelerator(cpu=True), steps, batches))
+    return seen
+
+
+def test_1_the_teacher_labels_the_very_tensor_of_the_student(data, monkeypatch):
+    seen = watched_training(data, monkeypatch)
+    assert all(t is s for t, s in zip(seen['teacher'], seen['student'])) and len(seen['teacher']) == 4
+    clean = clean_view(data.train.images, data.mean, data.std)
+    assert not any(any(torch.equal(i, c) for c in clean[:200]) for i in seen['teacher'][0])     # augmented and mixed
+    assert not any(seen['mode']), 'the teacher must stay in evaluation mode'
+    frozen = FrozenTeacher(torch.nn.Sequential(torch.nn.BatchNorm2d(1)))
+    frozen.train()
+    assert not any(m.training for m in frozen.modules())
+
+
+def test_2_weights_follow_the_teachers_label_on_dist_only():
+    torch.manual_seed(0)
+    z, y, t, w = TokenLogits(torch.randn(4, 3), torch.randn(4, 3)), torch.tensor([0, 0, 1, 1]), torch.tensor([2, 0, 2, 1]), torch.tensor([1., 1., 50.])
+    plain, weighted = distillation_loss(z, y, t), distillation_loss(z, y, t, w)
+    assert weighted['cls'] == plain['cls']
+    each = -z.dist.log_softmax(1)[range(4), t]
+    assert torch.isclose(weighted['dist'], .5 * (w[t] * each).sum() / w[t].sum())       # by t, and divided by the batch's weights
+    assert not torch.isclose(weighted['dist'], .5 * (w[y] * each).sum() / w[y].sum()) and not torch.isclose(weighted['dist'], .5 * (w[t] * each).mean())
+    assert drw_epoch(1200, 1100 / 1200) == 1100
+
+
+def test_3_the_second_stage_stops_mixing_and_smoothing_for_cifar_only(data, monkeypatch):
+    targets = watched_training(data, monkeypatch)['targets']
+    assert [t.ndim for t in targets] == [2, 2, 1, 1]
+    assert targets[0].max() < 1 and targets[2].dtype == torch.long                       # smoothed before, plain after
+    late = make_batch(data, AugmentConfig(erase=1.), 64, False, 0, 0, 0, clean=True)
+    assert (late.images != late.clean).flatten(1).any(1).all()                           # augmentation goes on
+    assert [recipe('deit-lt', n).mix_in_drw for n in ('cifar10-lt', 'cifar100-lt', 'imagenet-lt', 'inaturalist-2018')] == [False, False, True, True]
+
+
+def test_4_accumulation_does_not_scale_the_learning_rate():
+    config = recipe('deit-lt', 'cifar10-lt')
+    assert config.lr == 5e-4 * 256 / 512 and config.batch_size * config.accumulate == 1024
+    assert rate_at(config, 600) == rate_at(dataclasses.replace(config, accumulate=1), 600)
+    assert math.isclose(rate_at(config, 1100), 1.41e-5, rel_tol=.01)                     # re-weighting runs near the minimum
+
+
+def test_5_repeated_augmentation_sees_another_third_each_epoch():
+    n, batch = 12406, 128
+    epochs = [torch.cat([epoch_indices(n, batch, 0, e, s, repeats=3) for s in range(sampled_steps(n, batch, 3))]) for e in range(12)]
+    assert len(epochs[0]) == 12288 and len(set(epochs[0].tolist())) == 4096
+    assert torch.bincount(epochs[0])[epochs[0].unique()].unique().tolist() == [3]
+    seen = len(set(torch.cat(epochs).tolist())) / n
+    assert seen > .95, 'an order that never changes shows the same third for ever'
+    assert recipe('deit-lt', 'cifar10-lt').repeats == 3
+    with pytest.raises(UserError): sampled_steps(200, 128, 3)
+
+
+def test_6_logits_are_averaged_not_probabilities():
+    z = TokenLogits(torch.tensor([[4., 0., 3.]]), torch.tensor([[0., 3.5, 3.]]))
+    by_probability = (z.cls.softmax(1) + z.dist.softmax(1)).argmax(1)
+    assert answers(z)['avg'].argmax(1).item() == 2 != by_probability.item()
+    assert torch.equal(answers(z)['avg'], (z.cls + z.dist) / 2)
+
+
+def test_7_cifar_is_seen_at_224_px_with_imagenets_statistics():
+    for name in ('cifar10-lt', 'cifar100-lt'):
+        config = recipe('deit-lt', name).data
+        assert (config.img_size, config.eval_crop, config.statistics, config.val_fraction) == (224, .875, 'imagenet', 0)
+    picture = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    picture[..., :2] = 255                                                               # what lies outside of the middle 28 of 32 pixels
+    seen = clean_view(picture, *IMAGENET, 224, .875)
+    assert seen.shape == (1, 3, 224, 224) and torch.allclose(seen[0, :, 112, 20:], torch.tensor([-m / s for m, s in zip(*IMAGENET)])[:, None].expand(3, 204), atol=.02)
+    assert clean_view(picture, *IMAGENET, 224, 1.)[0, 0, 112, 3] > 2                     # without the crop the stripe is there
+
+
+def test_9_classes_by_size_and_rho_the_right_way_round():
+    counts = class_counts(10, 5000, 100)
+    assert counts[0] == 5000 and counts[-1] == 50
+    with pytest.raises(UserError): class_counts(10, 5000, .01)                           # μ = n_min / n_max is not ρ
+    assert by_size([5, 9, 5, 9, 5]).tolist() == [1, 3, 0, 2, 4]                          # equal classes keep their order
+    groups = size_groups(class_counts(100, 500, 50))                                     # fixed cuts, not counts
+    assert [len(g) for _, g in groups.items()] == [36, 35, 29]
+    assert [len(g) for _, g in size_groups(class_counts(100, 500, 50), 'count').items()] == [41, 41, 18]
+
+
+def test_10_the_test_images_choose_nothing(data, tmp_path):
+    part = some(data)
+    other = dataclasses.replace(part, test=dataclasses.replace(part.test, labels=part.test.labels.roll(1), images=part.test.images.flip(0)))
+    config = DeiTLT(epochs=3, batch_size=32, teacher=str(teacher_of(part, tmp_path)))
+    runs = [train(config, 'deit-lt', tmp_path/name, d, quiet=True) for name, d in (('one', part), ('two', other))]
+    assert runs[0].metrics[-1]['val'] == runs[1].metrics[-1]['val'] and runs[0].status['test'] != runs[1].status['test']
+    for weights in ('best.safetensors', 'model.safetensors'):
+        assert (runs[0].path/weights).read_bytes() == (runs[1].path/weights).read_bytes()
+
+
+def teacher_of(data, folder):
+    "A small teacher for any data of this shape"
+    from vitnb.models.student import save_weights
+    from vitnb.models.teacher import TeacherConfig, make_teacher
+    config = TeacherConfig(8)
+    save_weights(make_teacher(config), folder/'teacher.safetensors', kind='teacher', config=dataclasses.asdict(config), class_names=data.train.class_names)
+    return folder/'teacher.safetensors'
