@@ -13,7 +13,7 @@ from ..training.metrics import class_accuracy, group_accuracy
 from ..training.runs import Run
 
 # %% auto #0
-__all__ = ['Experts', 'make_experts', 'load_experts', 'agreement', 'disagreements', 'one_of_each']
+__all__ = ['Experts', 'make_experts', 'load_experts', 'load_validation', 'agreement', 'disagreements', 'one_of_each']
 
 # %% ../../nbs/analysis/00_experts.ipynb #a47c0b56
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def make_experts(labels: np.ndarray,
     return Experts(labels, logits, {h: class_accuracy(z, labels) for h, z in logits.items()},
                    {h: group_accuracy(z, labels, groups) for h, z in logits.items()}, np.asarray(counts), tuple(class_names), groups)
 
-# %% ../../nbs/analysis/00_experts.ipynb #601220b3
+# %% ../../nbs/analysis/00_experts.ipynb #841a046d
 def load_experts(run: Run,
                  which: str = 'last',     # weights of the 'last' epoch, or the 'best' on the validation part
                 ) -> Experts:
@@ -54,6 +54,12 @@ def load_experts(run: Run,
     if any(z.shape != (len(saved['labels']), len(data['counts'])) for z in logits.values()):
         raise UserError(f'{run.path}: predictions.npz and config.json are not of the same run')
     return make_experts(saved['labels'], logits, data['counts'], data['class_names'], run.groups)
+
+def load_validation(run: Run) -> Experts | None:
+    "The answers of a run's last weights to its validation images; None when it had none"
+    saved, data = run.predictions, run.config['data']
+    logits = {head: saved['val_' + head] for head in ('cls', 'dist', 'out') if 'val_' + head in saved}
+    return make_experts(saved['val_labels'], logits, data['counts'], data['class_names'], run.groups) if logits and 'val_labels' in saved else None
 
 # %% ../../nbs/analysis/00_experts.ipynb #b5faf177
 def agreement(experts: Experts, first: str = 'cls', second: str = 'dist',     # heads

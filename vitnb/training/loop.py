@@ -244,19 +244,20 @@ def _epochs(config, learner, optimiser, accelerator, steps, batches, data, run, 
             board.epoch(line)
     finally: board.close()
 
-# %% ../../nbs/training/50_loop.ipynb #75430246
+# %% ../../nbs/training/50_loop.ipynb #178d425d
 def _finish(learner: Learner, accelerator, data: LongTailed, run: Run, bf16: bool) -> dict:
     "Save the last weights, test them and the best ones, and return the accuracies"
     model = accelerator.unwrap_model(learner.model).get_submodule(learner.part)
     save_weights(model, run.path/'model.safetensors', **learner.about)
-    look = lambda: predict(model, data.test.images, data.mean, data.std, bf16, size=data.img_size, crop=data.eval_crop)
+    look = lambda part=data.test: predict(model, part.images, data.mean, data.std, bf16, size=data.img_size, crop=data.eval_crop)
     logits, best = look(), run.path/'best.safetensors'
+    validation = {} if data.val is None else dict(labels=data.val.labels.numpy(), **look(data.val))
     if best.exists():
         last = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(read_weights(best)[0])
         logits |= {f'best_{k}': v for k, v in look().items()}
         model.load_state_dict(last)
-    kept = {k: v for k, v in logits.items() if not k.endswith('avg')}      # the average follows from the two
+    kept = {k: v for k, v in {**logits, **{f'val_{k}': v for k, v in validation.items()}}.items() if not k.endswith('avg')}      # the average follows from the two
     with whole_file(run.path/'predictions.npz') as path: np.savez_compressed(path, labels=data.test.labels.numpy(), **kept)
     return {name: group_accuracy(z, data.test.labels, data.groups) for name, z in logits.items()}
 

@@ -71,7 +71,7 @@ def check_shape(content: Any, path: Path, shape: Any = None, name: str = ''):
             if key not in content: raise UserError(f'{path} is damaged: it has no {name}{key}')
             check_shape(content[key], path, inner, f'{name}{key}.')
 
-# %% ../../nbs/training/40_runs.ipynb #bff222b9
+# %% ../../nbs/training/40_runs.ipynb #de914be1
 @dataclass(frozen=True)
 class Run:
     "A run folder; every property reads its file when asked"
@@ -97,7 +97,7 @@ class Run:
         return Groups(tuple(g['head']), tuple(g['mid']), tuple(g['tail']), g['rule'])
     @property
     def predictions(self) -> dict[str, np.ndarray]:
-        "Test labels and logits: `labels`, then for students `cls`, `dist`, `best_cls`, `best_dist`, for teachers `out`, `best_out`"
+        "Test labels and logits: `labels`, then for students `cls`, `dist`, `best_cls`, `best_dist`, for teachers `out`, `best_out`; the last weights' on validation images as `val_…`"
         path = self.path/'predictions.npz'
         if not path.exists(): raise UserError(f'{self.path} has no predictions: the run is {self.status["state"]}')
         try:
