@@ -9,7 +9,7 @@ from vitnb.data.batches import AugmentConfig, clean_view, make_batch
 from vitnb.data.longtail import by_size, class_counts, size_groups
 from vitnb.data.sampling import epoch_indices, sampled_steps
 from vitnb.data.sets import IMAGENET, DataConfig, ImageSet, LongTailed, long_tailed
-from vitnb.methods.deit import distillation_loss
+from vitnb.methods.deit import distillation_loss, listed_classes
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.recipes import recipe
 from vitnb.models.student import TokenLogits
@@ -116,11 +116,23 @@ def test_7_cifar_is_seen_at_224_px_with_imagenets_statistics():
     assert clean_view(picture, *IMAGENET, 224, 1.)[0, 0, 112, 3] > 2                     # without the crop the stripe is there
 
 
+def test_8_the_teachers_images_are_reduced_without_smoothing(data):
+    assert (recipe('deit-lt', 'cifar10-lt').teacher_size, recipe('deit-lt', 'cifar10-lt').teacher_antialias) == (32, False)
+    images = torch.randn(2, 1, 224, 224, generator=torch.Generator().manual_seed(0))
+    seen = []
+    class Watch(torch.nn.Module):
+        def forward(self, x): seen.append(x); return x.mean((2, 3)).repeat(1, 3)
+    FrozenTeacher(Watch(), size=32).label(images)
+    sharp, smooth = (torch.nn.functional.interpolate(images, (32, 32), mode='bicubic', antialias=a) for a in (False, True))
+    assert torch.equal(seen[0], sharp) and (smooth - sharp).norm() > .5 * sharp.norm()   # the values themselves: nothing is normalised again
+
+
 def test_9_classes_by_size_and_rho_the_right_way_round():
     counts = class_counts(10, 5000, 100)
     assert counts[0] == 5000 and counts[-1] == 50
     with pytest.raises(UserError): class_counts(10, 5000, .01)                           # μ = n_min / n_max is not ρ
     assert by_size([5, 9, 5, 9, 5]).tolist() == [1, 3, 0, 2, 4]                          # equal classes keep their order
+    assert listed_classes(['class 2', 'class 0', 'class 1']).tolist() == [1, 2, 0]       # PaCo's numbers to those by size, not the reverse
     groups = size_groups(class_counts(100, 500, 50))                                     # fixed cuts, not counts
     assert [len(g) for _, g in groups.items()] == [36, 35, 29]
     assert [len(g) for _, g in size_groups(class_counts(100, 500, 50), 'count').items()] == [41, 41, 18]

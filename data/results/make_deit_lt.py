@@ -12,32 +12,28 @@ from pathlib import Path
 from make_demo import once, row
 from vitnb.core import whole_file
 from vitnb.data.batches import AugmentConfig
-from vitnb.data.sets import DataConfig, long_tailed
-from vitnb.methods.deit import DeiT
-from vitnb.methods.deit_lt import DeiTLT
-from vitnb.methods.paco import PaCo
-from vitnb.methods.teacher import Teacher
-from vitnb.methods.vit import ViT
+from vitnb.data.sets import long_tailed
+from vitnb.methods.recipes import recipe
 
 HERE = Path(__file__).parent
+SIZES = dict(small='fashion-mnist-lt', full='fashion-mnist-lt-full')      # names of recipes
 FLAT = 'teacher LDAM+DRW+SAM'
-TEACHERS = {FLAT: ('teacher', Teacher()),
-            'teacher LDAM+DRW': ('teacher', Teacher(sam_rho=0)),
-            'teacher PaCo+SAM': ('paco', PaCo()),
-            'teacher CE, strong augmentation': ('teacher', Teacher(loss='ce', drw_start=1, sam_rho=0, augment=AugmentConfig()))}
-STUDENTS = {'ViT': ('vit', ViT(), None),
-            'ViT + DRW': ('vit', ViT(drw_start=.9), None),
-            'ViT + balanced softmax': ('vit', ViT(loss='balanced-softmax'), None),
-            'DeiT, in-distribution teacher': ('deit', DeiT(), 'teacher CE, strong augmentation'),
-            'DeiT-LT': ('deit-lt', DeiTLT(), FLAT),
-            'DeiT-LT, PaCo+SAM teacher': ('deit-lt', DeiTLT(), 'teacher PaCo+SAM'),
-            'DeiT-LT without DRW': ('deit', DeiT(), FLAT),
-            'DeiT-LT, teacher without SAM': ('deit-lt', DeiTLT(), 'teacher LDAM+DRW'),
-            'DeiT-LT, teacher sees clean images': ('deit-lt', DeiTLT(teacher_sees='clean'), FLAT),
-            'DeiT-LT without a DIST head': ('deit-lt', DeiTLT(use_dist=False), FLAT),
-            'DeiT-LT, mixing to the end': ('deit-lt', DeiTLT(mix_in_drw=True), FLAT)}
-SIZES = dict(small=(DataConfig(), dict(), dict()),
-             full=(DataConfig(dataset='fashion-mnist-full'), dict(depth=32, epochs=200), dict(student='tiny', patch_size=4, epochs=300, lr=1e-3)))
+ROWS = {    # name → (method, what is changed of its recipe, the row whose network teaches it)
+    FLAT: ('teacher', dict(), None),
+    'teacher LDAM+DRW': ('teacher', dict(sam_rho=0), None),
+    'teacher PaCo+SAM': ('paco', dict(), None),
+    'teacher CE, strong augmentation': ('teacher', dict(loss='ce', drw_start=1, sam_rho=0, augment=AugmentConfig()), None),
+    'ViT': ('vit', dict(), None),
+    'ViT + DRW': ('vit', dict(drw_start=.9), None),
+    'ViT + balanced softmax': ('vit', dict(loss='balanced-softmax'), None),
+    'DeiT, in-distribution teacher': ('deit', dict(), 'teacher CE, strong augmentation'),
+    'DeiT-LT': ('deit-lt', dict(), FLAT),
+    'DeiT-LT, PaCo+SAM teacher': ('deit-lt', dict(), 'teacher PaCo+SAM'),
+    'DeiT-LT without DRW': ('deit', dict(), FLAT),
+    'DeiT-LT, teacher without SAM': ('deit-lt', dict(), 'teacher LDAM+DRW'),
+    'DeiT-LT, teacher sees clean images': ('deit-lt', dict(teacher_sees='clean'), FLAT),
+    'DeiT-LT without a DIST head': ('deit-lt', dict(use_dist=False), FLAT),
+    'DeiT-LT, mixing to the end': ('deit-lt', dict(mix_in_drw=True), FLAT)}
 
 
 def slug(name: str) -> str: return re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
@@ -45,10 +41,10 @@ def slug(name: str) -> str: return re.sub('[^a-z0-9]+', '-', name.lower()).strip
 
 def plan(size: str, order: int, seed: int) -> dict:
     "Row name → (method, settings, the row whose network teaches it)"
-    data, for_teachers, for_students = SIZES[size]
-    shared = dict(data=replace(data, order_seed=order), seed=seed)
-    rows = {name: (method, replace(config, **shared, **for_teachers), None) for name, (method, config) in TEACHERS.items()}
-    return rows | {name: (method, replace(config, **shared, **for_students), teacher) for name, (method, config, teacher) in STUDENTS.items()}
+    def settings(method, changes):
+        config = recipe(method, SIZES[size])
+        return replace(config, data=replace(config.data, order_seed=order), seed=seed, **changes)
+    return {name: (method, settings(method, changes), teacher) for name, (method, changes, teacher) in ROWS.items()}
 
 
 def main():

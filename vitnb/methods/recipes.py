@@ -19,7 +19,7 @@ from ..training.loop import TrainConfig
 __all__ = ['STRONG', 'WEAK', 'paper_data', 'paper_student', 'students', 'full_student', 'teachers', 'contrastive_teachers',
            'recipes', 'recipe']
 
-# %% ../../nbs/methods/90_recipes.ipynb #24265b6a
+# %% ../../nbs/methods/90_recipes.ipynb #e8402d1d
 STRONG = AugmentConfig(crop='resized', rand_augment=True)
 
 def paper_data(dataset: str, **changes) -> DataConfig:
@@ -28,6 +28,7 @@ def paper_data(dataset: str, **changes) -> DataConfig:
 
 def paper_student(kind: type, data: DataConfig, epochs: int, effective: int, lr: float, **changes) -> TrainConfig:
     "Settings that all students of the paper share, for one GPU"
+    if kind is not ViT and data.dataset.startswith('cifar'): changes['teacher_size'] = 32     # without smoothing
     return kind(data=data, augment=STRONG, student='base', epochs=epochs, batch_size=128, accumulate=effective // 128, repeats=3, lr=lr,
                 min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=5, weight_decay=.05, drop_path=.1, **changes)
 
