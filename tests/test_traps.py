@@ -13,7 +13,7 @@ from vitnb.methods.deit import distillation_loss, listed_classes
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.recipes import recipe
 from vitnb.models.student import TokenLogits
-from vitnb.models.teacher import FrozenTeacher
+from vitnb.models.any_teacher import AdaptedTeacher
 from vitnb.training.loop import answers, fit, rate_at, train
 from vitnb.training.losses import drw_epoch
 from vitnb.training.schedule import make_optimiser
@@ -37,9 +37,9 @@ def watched_training(data, monkeypatch, epochs=2, drw_start=.5, steps=2):
     "A few steps of DeiT-LT: the tensors that the teacher and the student saw, the targets, and the teacher's mode"
     config = DeiTLT(epochs=epochs, batch_size=16, drw_start=drw_start)
     learner, seen = config.learner(data, CPU, False), dict(teacher=[], student=[], targets=[], mode=[])
-    label = FrozenTeacher.label
+    label = AdaptedTeacher.label
     def noted(self, images): seen['teacher'].append(images); seen['mode'].append(any(m.training for m in self.modules())); return label(self, images)
-    monkeypatch.setattr(FrozenTeacher, 'label', noted)
+    monkeypatch.setattr(AdaptedTeacher, 'label', noted)
     learner.model.register_forward_pre_hook(lambda m, args: seen['student'].append(args[0]))
     def batches(epoch, step, mixing):
         batch = make_batch(data, config.augment, 16, mixing, 0, epoch, step)
@@ -55,7 +55,7 @@ def test_1_the_teacher_labels_the_very_tensor_of_the_student(data, monkeypatch):
     clean = clean_view(data.train.images, data.mean, data.std)
     assert not any(any(torch.equal(i, c) for c in clean[:200]) for i in seen['teacher'][0])     # augmented and mixed
     assert not any(seen['mode']), 'the teacher must stay in evaluation mode'
-    frozen = FrozenTeacher(torch.nn.Sequential(torch.nn.BatchNorm2d(1)))
+    frozen = AdaptedTeacher(torch.nn.Sequential(torch.nn.BatchNorm2d(1)))
     frozen.train()
     assert not any(m.training for m in frozen.modules())
 
@@ -122,7 +122,7 @@ def test_8_the_teachers_images_are_reduced_without_smoothing(data):
     seen = []
     class Watch(torch.nn.Module):
         def forward(self, x): seen.append(x); return x.mean((2, 3)).repeat(1, 3)
-    FrozenTeacher(Watch(), size=32).label(images)
+    AdaptedTeacher(Watch(), size=32).label(images)
     sharp, smooth = (torch.nn.functional.interpolate(images, (32, 32), mode='bicubic', antialias=a) for a in (False, True))
     assert torch.equal(seen[0], sharp) and (smooth - sharp).norm() > .5 * sharp.norm()   # the values themselves: nothing is normalised again
 

@@ -15,8 +15,8 @@ from ..core import UserError, choose
 from .student import load_weights, read_weights
 
 # %% auto #0
-__all__ = ['BasicBlock', 'CosineHead', 'TeacherConfig', 'ResNet', 'TimmNetwork', 'build_teacher', 'make_teacher', 'FrozenTeacher',
-           'resized', 'load_teacher']
+__all__ = ['BasicBlock', 'CosineHead', 'TeacherConfig', 'ResNet', 'TimmNetwork', 'build_teacher', 'make_teacher',
+           'fold_batch_norms', 'load_teacher']
 
 # %% ../../nbs/models/10_teacher.ipynb #4bc4e642
 class BasicBlock(nn.Module):
@@ -96,52 +96,23 @@ def make_teacher(config: TeacherConfig = TeacherConfig(), seed: int = 0) -> ResN
         torch.manual_seed(seed)
         return build_teacher(config)
 
-# %% ../../nbs/models/10_teacher.ipynb #c4af6b1f
-class FrozenTeacher(nn.Module):
-    "A teacher in its fastest form, which gives hard labels and can no longer be trained"
-    def __init__(self, teacher: nn.Module, bf16: bool = False,
-                 size: int | None = None,             # side in pixels that it wants; None: as it comes
-                 antialias: bool = False,             # smooth before reducing
-                 class_map: Tensor | None = None):    # (C,) the student's number of each of its classes
-        super().__init__()
-        self.size, self.antialias = size, antialias
-        self.register_buffer('class_map', class_map)
-        self.model = _fold_batch_norms(copy.deepcopy(teacher).eval()).to(memory_format=torch.channels_last).requires_grad_(False)
-        self.bf16 = bf16
-        self.eval()
-
-    def train(self, mode: bool = True): return super().train(False)
-
-    @torch.inference_mode()
-    def forward(self, images: Tensor) -> Tensor:   # (B, C) float32 logits, classes in its own order
-        images = resized(images, self.size, self.antialias)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.model(images.contiguous(memory_format=torch.channels_last)).float()
-
-    def label(self, images: Tensor) -> Tensor:     # (B,) class numbers
-        "The teacher's hard label of each image, in the student's numbers"
-        labels = self(images).argmax(1).clone()
-        return labels if self.class_map is None else self.class_map[labels]
-
-def resized(images: Tensor, size: int | None, antialias: bool = False) -> Tensor:
-    "Images at another side, bicubic; those that have it already are left as they are"
-    return images if size in (None, images.shape[-1]) else F.interpolate(images, (size, size), mode='bicubic', antialias=antialias)
-
-# %% ../../nbs/models/10_teacher.ipynb #39378c96
-def _fold_batch_norms(model: nn.Module) -> nn.Module:
-    "Fold each `bnX` into the `convX` beside it"
+# %% ../../nbs/models/10_teacher.ipynb #8607cbd6
+def fold_batch_norms(model: nn.Module) -> nn.Module:
+    "A copy of a network, ready to answer, with each plain `bnX` folded into the `convX` beside it"
+    model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d) and isinstance(conv := getattr(module, name.replace('bn', 'conv'), None), nn.Conv2d):
+            if type(child) is nn.BatchNorm2d and isinstance(conv := getattr(module, name.replace('bn', 'conv'), None), nn.Conv2d):
                 setattr(module, name.replace('bn', 'conv'), fuse_conv_bn_eval(conv, child))
                 setattr(module, name, nn.Identity())
     return model
 
-# %% ../../nbs/models/10_teacher.ipynb #dc7b1dd9
+# %% ../../nbs/models/10_teacher.ipynb #5387f41d
 def load_teacher(path: str | Path) -> tuple[ResNet, dict]:   # the network, what the file says about its training
     "A teacher from a safetensors file written by a teacher run"
     weights, about = read_weights(path)
     if about.get('kind') != 'teacher': raise UserError(f'{path} does not hold a teacher: make one with `vitnb train teacher`')
-    teacher = build_teacher(TeacherConfig(**about['config']))
+    try: teacher = build_teacher(TeacherConfig(**about['config']))
+    except (KeyError, TypeError): raise UserError(f'{path} does not say which network it holds: it was not written by this version of vitnb') from None
     load_weights(teacher, weights, path)
     return teacher.eval(), about
