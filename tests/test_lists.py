@@ -247,3 +247,32 @@ def test_pickles_are_not_opened(tree):
     prepare(images, 16, root/'pixels')
     np.save(root/'pixels'/'00000.npy', np.array([dict()], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match='00000.npy is damaged'): open_prepared(images, root/'pixels')
+
+
+def test_training_on_official_lists(tmp_path, monkeypatch, capsys):
+    "The lists of a small tree in the official format, from the command line to the report, with and without decoded pixels"
+    import json
+    from vitnb.cli import main
+    from vitnb.data.lists import LIST_SETS, ListSet
+    random, lines = np.random.RandomState(0), dict(train=[], test=[])
+    for part, counts in dict(train=(6, 20, 11), test=(2, 2, 2)).items():
+        for c, n in enumerate(counts):
+            (tmp_path/'pictures'/part/f'n{c}').mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(random.randint(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path/'pictures'/part/f'n{c}'/f'{i}.JPEG')
+                lines[part].append(f'{part}/n{c}/{i}.JPEG {c}')
+    (tmp_path/'lists').mkdir()
+    for part, text in lines.items(): (tmp_path/'lists'/f'ImageNet_LT_{part}.txt').write_text('\n'.join(text) + '\n')
+    monkeypatch.setitem(LIST_SETS, 'imagenet-lt', ListSet('ImageNet_LT_train.txt', 'ImageNet_LT_test.txt', 3, 37, 6))
+    monkeypatch.chdir(tmp_path)
+    common = ['train', 'vit', '--recipe', 'imagenet-lt', '--folder', 'pictures', '--lists', 'lists', '--student', 'nano', '--img-size', '32', '--patch-size', '8', '--repeats', '1',
+              '--epochs', '1', '--batch-size', '16', '--accumulate', '2']
+    assert main([*common, '--out', 'one']) == 0 and main([*common, '--prepared', 'pixels', '--out', 'two']) == 0
+    data = json.loads((tmp_path/'one'/'config.json').read_text())['data']
+    assert data['counts'] == [20, 11, 6] and data['class_names'] == ['class 1', 'class 2', 'class 0']       # by size
+    assert (tmp_path/'one'/'model.safetensors').read_bytes() == (tmp_path/'two'/'model.safetensors').read_bytes()
+    assert (tmp_path/'two'/'report.html').exists() and (tmp_path/'pixels'/'train'/'about.json').exists()
+    (tmp_path/'pictures'/'train'/'n0'/'3.JPEG').unlink()
+    capsys.readouterr()
+    assert main([*common, '--out', 'three']) == 2 and 'n0/3.JPEG' in capsys.readouterr().err
+    assert main([*common, '--dry-run']) == 0 and 'missing' in capsys.readouterr().out

@@ -24,7 +24,7 @@ from .schedule import SCHEDULES, learning_rate, make_optimiser, stepped_rate
 
 # %% auto #0
 __all__ = ['TrainConfig', 'Learner', 'choose_device', 'choose_bf16', 'answers', 'predict', 'fit', 'rate_at', 'backward', 'train',
-           'check_settings', 'with_short_warmup', 'describe', 'summary', 'Board']
+           'check_settings', 'with_short_warmup', 'test_run', 'describe', 'summary', 'Board']
 
 # %% ../../nbs/training/50_loop.ipynb #aa9c0de7
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def backward(config: TrainConfig, learner: Learner, accelerator, batch: Batch, e
         descend(origin)
     return losses
 
-# %% ../../nbs/training/50_loop.ipynb #8f70cab0
+# %% ../../nbs/training/50_loop.ipynb #2ffe1210
 def train(config: TrainConfig, method: str,
           out: str | Path | None = None,        # run folder; None: the next free name in `runs/`
           data: LongTailed | None = None,       # when it is loaded already
@@ -201,7 +201,7 @@ def train(config: TrainConfig, method: str,
         board = Board(config, data, steps, quiet)
         board.say(f'{method} → {run.path}', summary(data, config), *learner.notes)
         _epochs(config, learner, optimiser, accelerator, steps, batches, data, run, bf16, board)
-        status['test'] = _finish(learner, accelerator, data, run, bf16)
+        status['test'] = test_run(learner, accelerator, data, run, bf16)
     return run
 
 # %% ../../nbs/training/50_loop.ipynb #1baa5956
@@ -244,8 +244,8 @@ def _epochs(config, learner, optimiser, accelerator, steps, batches, data, run, 
             board.epoch(line)
     finally: board.close()
 
-# %% ../../nbs/training/50_loop.ipynb #178d425d
-def _finish(learner: Learner, accelerator, data: LongTailed, run: Run, bf16: bool) -> dict:
+# %% ../../nbs/training/50_loop.ipynb #3acc15e7
+def test_run(learner: Learner, accelerator, data: LongTailed, run: Run, bf16: bool) -> dict:
     "Save the last weights, test them and the best ones, and return the accuracies"
     model = accelerator.unwrap_model(learner.model).get_submodule(learner.part)
     save_weights(model, run.path/'model.safetensors', **learner.about)
