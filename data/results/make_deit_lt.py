@@ -1,10 +1,11 @@
 """Every row of the DeiT-LT experiment on Fashion-MNIST, ρ = 100: teachers, baselines, DeiT-LT and its ablations.
 
-    python data/results/make_deit_lt.py [--size small] [--orders 0 1 2] [--seeds 0 1 2] [--paired] [--folder runs/deit-lt] [--list]
+    python data/results/make_deit_lt.py [--size small] [--orders 0 1 2] [--seeds 0 1 2] [--paired] [--rows NAME ...] [--folder runs/deit-lt] [--list]
 
 Writes data/results/deit_lt_SIZE.json after each run. What is written there is not run again, so the command can be
 stopped and started; with --list it says what is done and what is missing. On two idle cores a row of size small takes
-one to nine minutes. Size full wants a GPU. --paired runs seed k with class order k only, instead of every pair.
+one to nine minutes. Size full wants a GPU. --paired runs seed k with class order k only, instead of every pair;
+--rows runs only some rows.
 """
 import argparse, json, re, time
 from dataclasses import replace
@@ -53,6 +54,7 @@ def main():
     arguments.add_argument('--orders', type=int, nargs='+', default=[0, 1, 2])
     arguments.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     arguments.add_argument('--paired', action='store_true')
+    arguments.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='NAME')
     arguments.add_argument('--folder', type=Path, default=Path('runs/deit-lt'))
     arguments.add_argument('--list', action='store_true')
     given = arguments.parse_args()
@@ -65,7 +67,7 @@ def main():
 def run_pair(given, results: Path, rows: list[dict], order: int, seed: int):
     "What is missing of one class order and seed"
     done = {r['name'] for r in rows if (r['order_seed'], r['seed']) == (order, seed)}
-    todo = {name: what for name, what in plan(given.size, order, seed).items() if name not in done}
+    todo = {name: what for name, what in plan(given.size, order, seed).items() if name not in done and name in given.rows}
     print(f'order {order}, seed {seed}: {len(done)} rows done, missing: {", ".join(todo) or "none"}', flush=True)
     if given.list or not todo: return
     data, folder = long_tailed(next(iter(todo.values()))[1].data), given.folder/given.size/f'order-{order}-seed-{seed}'
