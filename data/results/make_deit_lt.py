@@ -11,10 +11,13 @@ import argparse, json, re, time
 from dataclasses import replace
 from pathlib import Path
 from make_demo import once, row
+from vitnb.analysis.experts import load_experts
+from vitnb.analysis.scores import mixed, scores
 from vitnb.core import whole_file
 from vitnb.data.batches import AugmentConfig
 from vitnb.data.sets import long_tailed
 from vitnb.methods.recipes import recipe
+from vitnb.training.metrics import group_accuracy
 
 HERE = Path(__file__).parent
 SIZES = dict(small='fashion-mnist-lt', full='fashion-mnist-lt-full')      # names of recipes
@@ -74,10 +77,21 @@ def run_pair(given, results: Path, rows: list[dict], order: int, seed: int):
     for name, (method, config, teacher) in todo.items():
         if teacher: config = replace(config, teacher=str(network(given.size, order, seed, teacher, folder, data).path))
         start = time.monotonic()
-        rows.append(dict(name=name, teacher=teacher, **row(once(config, method, folder/slug(name), data))))
+        run = once(config, method, folder/slug(name), data)
+        rows.append(dict(name=name, teacher=teacher, **row(run), **more(run)))
         with whole_file(results) as path: path.write_text(json.dumps(dict(maker='data/results/make_deit_lt.py', size=given.size, rows=rows)) + '\n')
         best = max(rows[-1]['test'].items(), key=lambda item: item[1]['overall'])
         print(f'  {name}: {time.monotonic() - start:.0f} s, {best[0]} {best[1]["overall"]:.1f} overall, {best[1]["tail"]:.1f} tail', flush=True)
+
+
+def more(run) -> dict:
+    "Scores beyond accuracy, and the average of probabilities instead of logits"
+    experts = load_experts(run)
+    kept = ('macro_f1', 'worst_class', 'harmonic_mean', 'ece_overall', 'ece_tail')
+    found = {head: {k: v for k, v in scores(z, experts.labels, experts.counts, experts.groups).items() if k in kept} for head, z in experts.logits.items()}
+    if 'dist' not in experts.logits: return dict(scores=found)
+    both = mixed(experts.logits['cls'], experts.logits['dist'], .5, of='probabilities')
+    return dict(scores=found, probabilities=group_accuracy(both, experts.labels, experts.groups))
 
 
 def network(size: str, order: int, seed: int, name: str, folder: Path, data):

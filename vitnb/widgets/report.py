@@ -229,14 +229,16 @@ def expert_section(run: Run, experts: Experts, compared: Mapping[str, Experts], 
     try: return parts + ['<h2>Where the two tokens look</h2>', attention_section(run, experts, test)]
     except UserError as e: return parts + [f'<p class="note">There are no attention maps: {html.escape(str(e))}.</p>']
 
-# %% ../../nbs/widgets/10_report.ipynb #f43b560f
+# %% ../../nbs/widgets/10_report.ipynb #43a81039
 SCORES = {'macro_f1': 'macro F1', 'harmonic_mean': 'harmonic mean', 'worst_class': 'worst class', 'ece_overall': 'calibration error', 'ece_tail': 'calibration error, tail'}
 
 def beyond_accuracy(run: Run, experts: Experts) -> list[str]:
     "Other scores of each head, and what could be moved between head and tail without training again"
     found = {h: scores(z, experts.labels, experts.counts, experts.groups) for h, z in experts.logits.items()}
-    head = ''.join(f'<th scope="col">{html.escape(t)}</th>' for t in SCORES.values())
-    body = ''.join(f'<tr><th scope="row" class="{h}">{NAMES[h]}</th>' + ''.join(f'<td>{number(s[k])}</td>' for k in SCORES) + '</tr>' for h, s in found.items())
+    cosines = run.config.get('model', {}).get('config', {}).get('cosine', False)      # LDAM's answers are no probabilities, so calibration means nothing
+    shown = {k: t for k, t in SCORES.items() if not (cosines and k.startswith('ece'))}
+    head = ''.join(f'<th scope="col">{html.escape(t)}</th>' for t in shown.values())
+    body = ''.join(f'<tr><th scope="row" class="{h}">{NAMES[h]}</th>' + ''.join(f'<td>{number(s[k])}</td>' for k in shown) + '</tr>' for h, s in found.items())
     parts = ['<h3>Beyond accuracy</h3>', f'<table class="numbers"><caption>Per cent, on the test images, weights of the last epoch</caption><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>']
     if (validation := load_validation(run)) is not None: parts += adjusted_rows(experts, validation)
     if 'dist' in experts.logits:
