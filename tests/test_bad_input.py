@@ -72,6 +72,8 @@ def mistake(capsys, *arguments: str) -> str:
     ('train vit --img-size 56', ['28 px', '56 px', '--crop resized']),
     ('train vit --loss ldam', ["'ldam'", 'balanced-softmax']),
     ('train teacher --loss ldma', ["'ldma'", 'ldam']),
+    ('train paco --accumulate 2', ['accumulate=2', 'batch_size']),
+    ('train paco --mixup 0.8', ['PaCo', 'one label']),
     ('train teacher --mixup 0.8', ['ldam', 'one label']),
     ('train teacher --network resnet51', ['resnet51']),
     ('train teacher --schedule linear', ["'linear'", 'steps']),
