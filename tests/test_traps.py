@@ -14,7 +14,8 @@ from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.recipes import recipe
 from vitnb.models.student import TokenLogits
 from vitnb.models.any_teacher import AdaptedTeacher
-from vitnb.training.loop import answers, fit, rate_at, train
+from vitnb.training.loop import answers, fit, rate_at
+from vitnb.training.train import train
 from vitnb.training.losses import drw_epoch
 from vitnb.training.schedule import make_optimiser
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from .core import UserError, choose
 
 # %% auto #0
-__all__ = ['COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'runs_command', 'report_command', 'compare_command',
-           'names_apart', 'Import', 'import_command', 'export_command', 'Demo', 'demo', 'demo_settings', 'demo_table',
-           'usage', 'main']
+__all__ = ['COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'resume_command', 'runs_command', 'report_command',
+           'compare_command', 'names_apart', 'Import', 'import_command', 'export_command', 'Demo', 'demo',
+           'demo_settings', 'demo_table', 'usage', 'main']
 
 # %% ../nbs/90_cli.ipynb #75239e2a
 def train_command(arguments: Sequence[str]):
@@ -59,7 +59,7 @@ def _recipe(method: str, name: str):
     from vitnb.methods.recipes import recipe
     return recipe(method, name)
 
-# %% ../nbs/90_cli.ipynb #2e5f62c8
+# %% ../nbs/90_cli.ipynb #26c282c1
 def dry_run(config, name: str):
     "Print what a training would do, and what it lacks"
     from vitnb.training.loop import check_settings
@@ -73,14 +73,37 @@ def dry_run(config, name: str):
 def run_and_report(config, name: str, out: str | Path | None = None):
     "Train, write the report, print the table; returns the run"
     from vitnb.data.sets import long_tailed
-    from vitnb.training.loop import check_settings, train
-    from vitnb.training.metrics import accuracy_table
-    from vitnb.widgets.report import write_report
+    from vitnb.training.loop import check_settings
+    from vitnb.training.train import train
     check_settings(config)
-    run = train(config, name, out, data := long_tailed(config.data))
-    print(accuracy_table({k.upper(): v for k, v in run.status['test'].items() if not k.startswith('best_')}, f'{name}, test %'))
-    print(f'report: {write_report(run, test=data.test)}')
+    data = None if int(os.environ.get('WORLD_SIZE', 1)) > 1 else long_tailed(config.data)     # several processes load one after the other
+    run = train(config, name, out, data)
+    _report(run, data and data.test)
     return run
+
+def _report(run, test=None):
+    "Print the table of a finished run and write its report; the first of several processes does"
+    from vitnb.training.metrics import accuracy_table
+    from vitnb.training.processes import rank_and_size
+    from vitnb.widgets.report import write_report
+    if rank_and_size()[0]: return
+    print(accuracy_table({k.upper(): v for k, v in run.status['test'].items() if not k.startswith('best_')}, f'{run.config["method"]}, test %'))
+    print(f'report: {write_report(run, test=test)}')
+
+# %% ../nbs/90_cli.ipynb #ac4ea4b4
+def resume_command(run: Path):
+    """go on with a run that was ended before its time
+
+    Args:
+        run: the run folder"""
+    from vitnb.methods.registry import resume
+    before, done = _state(run), resume(run)
+    if before == 'finished': print(f'{run} is finished already'); return
+    _report(done)
+
+def _state(run: Path) -> str:
+    from vitnb.training.runs import open_run
+    return open_run(run).status['state']
 
 # %% ../nbs/90_cli.ipynb #abe48772
 def runs_command(folder: Path = Path('runs')):
@@ -96,13 +119,13 @@ def runs_command(folder: Path = Path('runs')):
     widths = [max(len(r[i]) for r in [titles, *rows]) for i in range(len(titles))]
     for row in [titles, *rows]: print('  '.join(f'{v:<{w}}' if i < 4 else f'{v:>{w}}' for i, (v, w) in enumerate(zip(row, widths))).rstrip())
 
-# %% ../nbs/90_cli.ipynb #8887496b
+# %% ../nbs/90_cli.ipynb #9f0abd01
 def _run_row(run) -> tuple[str, ...]:
     "One run as words for the table"
     from vitnb.training.metrics import per_cent
     try: config, status, epochs = run.config, run.status, len(run.metrics)
     except UserError: return (str(run.path), '', '', 'damaged', *[''] * 6)
-    accuracy = {k: v for k, v in status.get('test', {}).items() if not k.startswith('best_')}
+    accuracy = {k: v for k, v in status.get('test', {}).items() if not k.startswith(('best_', 'ema_'))}
     last = list(accuracy.values())[-1] if accuracy else {}
     counts = config['data']['counts']
     return (str(run.path), config['method'], f'{config["config"]["data"]["dataset"]} ρ{max(counts) / max(1, min(counts)):.0f}', status['state'],
@@ -199,11 +222,12 @@ class Demo:
     seed: int = 0
     "seed of weights, order and augmentation"
 
-# %% ../nbs/90_cli.ipynb #fd468b07
+# %% ../nbs/90_cli.ipynb #0b55a830
 def demo(options: Demo = Demo()) -> Path:   # the report
     "Train ViT and DeiT-LT on the same long-tailed images and compare them"
     from vitnb.data.sets import long_tailed
-    from vitnb.training.loop import check_settings, train
+    from vitnb.training.loop import check_settings
+    from vitnb.training.train import train
     from vitnb.training.runs import new_run_folder
     from vitnb.widgets.report import write_report
     settings = demo_settings(options)
@@ -250,9 +274,10 @@ def demo_table(vit, deit_lt) -> str:
     return (f'{text}\n\nDeiT-LT over ViT: {b["avg"]["overall"] - a["avg"]["overall"]:+.1f} points overall, {b["avg"]["tail"] - a["avg"]["tail"]:+.1f} in the tail'
             f'\nDIST over CLS:    {b["dist"]["tail"] - b["cls"]["tail"]:+.1f} points in the tail, {b["dist"]["head"] - b["cls"]["head"]:+.1f} in the head')
 
-# %% ../nbs/90_cli.ipynb #2d6f8350
+# %% ../nbs/90_cli.ipynb #0b2b19ae
 COMMANDS = dict(demo='train ViT and DeiT-LT on long-tailed images and compare them, in minutes',
                 train='train a method: vitnb train METHOD [options]',
+                resume='go on with a run that was ended before its time',
                 report='write the report of a run again',
                 compare='compare two runs on the same test images',
                 runs='list the runs',
@@ -264,7 +289,7 @@ def usage() -> str:
     lines = [f'  {name:8} {text}' for name, text in COMMANDS.items()]
     return 'usage: vitnb COMMAND [options]    (vitnb COMMAND --help lists them)\n\nTrain Vision Transformers on long-tailed images, and look inside them.\n\n' + '\n'.join(lines)
 
-# %% ../nbs/90_cli.ipynb #1075089d
+# %% ../nbs/90_cli.ipynb #9d0020c3
 def main(arguments: Sequence[str] | None = None) -> int:   # exit status
     "The `vitnb` command"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -276,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:   # exit status
         sys.stdout.flush()
     except BrokenPipeError: return _nobody_listens()
     except (UserError, OSError) as e: print(f'vitnb: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print('\nvitnb: interrupted; a run keeps the epochs that were finished, and one without any leaves nothing behind', file=sys.stderr); return 130
+    except KeyboardInterrupt: print('\nvitnb: interrupted; go on with `vitnb resume RUN` (`vitnb runs` lists the runs)', file=sys.stderr); return 130
     return 0
 
 def _nobody_listens() -> int:
@@ -293,6 +318,7 @@ def _by_hints(command: str, arguments: list[str]):
     if command == 'import': import_command(tyro.cli(Import, args=arguments, prog=prog, config=(tyro.conf.PositionalRequiredArgs,)))
     if command == 'export': tyro.cli(export_command, args=arguments, prog=prog, config=(tyro.conf.PositionalRequiredArgs,))
     if command == 'compare': tyro.cli(compare_command, args=arguments, prog=prog, config=(tyro.conf.PositionalRequiredArgs,))
+    if command == 'resume': tyro.cli(resume_command, args=arguments, prog=prog, config=(tyro.conf.PositionalRequiredArgs,))
     if command == 'report': tyro.cli(report_command, args=arguments, prog=prog, config=(tyro.conf.PositionalRequiredArgs,))
 
 # %% ../nbs/90_cli.ipynb #fc0a1540

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['UserError', 'choose', 'check_limits', 'seed_of', 'generator', 'whole_file', 'packaged', 'cache_folder']
+__all__ = ['UserError', 'choose', 'check_limits', 'seed_of', 'generator', 'Draws', 'whole_file', 'packaged', 'cache_folder']
 
 # %% ../nbs/00_core.ipynb #9e5942df
 class UserError(Exception):
@@ -46,6 +46,39 @@ def generator(*name):          # a `torch.Generator` on the CPU
     "A fresh random generator for the draw called `name`, for example `generator(seed, 'order', epoch)`"
     import torch
     return torch.Generator().manual_seed(seed_of(*name))
+
+# %% ../nbs/00_core.ipynb #10799896
+class Draws:
+    "The random numbers called `name` for a batch, or for some rows of it; each row's are the same in both cases"
+    def __init__(self, *name,
+                 rows=None,             # (n,) which rows are wanted; None: all
+                 of: int | None = None): # how many the whole batch has, when only some are wanted
+        self.random, self.rows, self.of = generator(*name), rows, of
+
+    def _kept(self, numbers): return numbers if self.rows is None else numbers[..., self.rows]
+
+    def rand(self, *shape: int):        # (…, n) float in [0, 1)
+        "Uniform numbers; the last axis is that of the rows"
+        import torch
+        return self._kept(torch.rand(*shape[:-1], self.of or shape[-1], generator=self.random))
+
+    def randn(self, n: int):            # (n,) float
+        "Normal numbers, one a row"
+        import torch
+        return self._kept(torch.randn(self.of or n, generator=self.random))
+
+    def randint(self, high: int, *shape: int):     # (…, n) int64 in [0, high)
+        "Whole numbers; the last axis is that of the rows"
+        import torch
+        return self._kept(torch.randint(high, (*shape[:-1], self.of or shape[-1]), generator=self.random))
+
+    def noise(self, shape, device='cpu'):          # float of that shape
+        "Normal numbers on a device; the first axis is that of the rows"
+        import torch
+        whole, device = (self.of or shape[0], *shape[1:]), torch.device(device)
+        if device.type == 'cpu': drawn = torch.randn(whole, generator=self.random)
+        else: drawn = torch.randn(whole, device=device, generator=torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=self.random))))
+        return drawn if self.rows is None else drawn[self.rows.to(device)]
 
 # %% ../nbs/00_core.ipynb #807fda54
 @contextlib.contextmanager

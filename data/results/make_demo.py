@@ -16,7 +16,7 @@ from vitnb.data.sets import DataConfig, long_tailed
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.teacher import Teacher
 from vitnb.methods.vit import ViT
-from vitnb.training.loop import train
+from vitnb.training.train import train
 from vitnb.training.runs import Run
 from vitnb.widgets.figures import expert_accuracy
 

@@ -40,17 +40,17 @@ def make_experts(labels: np.ndarray,
     return Experts(labels, logits, {h: class_accuracy(z, labels) for h, z in logits.items()},
                    {h: group_accuracy(z, labels, groups) for h, z in logits.items()}, np.asarray(counts), tuple(class_names), groups)
 
-# %% ../../nbs/analysis/00_experts.ipynb #841a046d
+# %% ../../nbs/analysis/00_experts.ipynb #c25aa6cf
 def load_experts(run: Run,
-                 which: str = 'last',     # weights of the 'last' epoch, or the 'best' on the validation part
+                 which: str = 'last',     # weights of the 'last' epoch, the 'best' on the validation part, or the moving average 'ema'
                 ) -> Experts:
     "The predictions of a run as `Experts`; raises `UserError` when the run has none"
-    choose('weights', which, ('last', 'best'))
-    data, prefix = run.config['data'], 'best_' if which == 'best' else ''
+    choose('weights', which, ('last', 'best', 'ema'))
+    data, prefix = run.config['data'], '' if which == 'last' else f'{which}_'
     saved = run.predictions
     if 'labels' not in saved: raise UserError(f'{run.path}/predictions.npz is damaged: it has no labels')
     logits = {head: saved[prefix + head] for head in ('cls', 'dist', 'out') if prefix + head in saved}
-    if not logits: raise UserError(f'{run.path} has no predictions of its {which} weights: it was trained without a validation part')
+    if not logits: raise UserError(f'{run.path} has no predictions of its {which} weights: it was trained without {"a moving average" if which == "ema" else "a validation part"}')
     if any(z.shape != (len(saved['labels']), len(data['counts'])) for z in logits.values()):
         raise UserError(f'{run.path}: predictions.npz and config.json are not of the same run')
     return make_experts(saved['labels'], logits, data['counts'], data['class_names'], run.groups)

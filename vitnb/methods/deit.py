@@ -69,7 +69,7 @@ def teacher_notes(facts: dict) -> list[str]:
     if not facts['class_names']: notes.append('note: this teacher does not say what its classes are, so their order cannot be checked')
     return notes
 
-# %% ../../nbs/methods/30_deit.ipynb #c72f8048
+# %% ../../nbs/methods/30_deit.ipynb #0be01649
 @dataclass(frozen=True)
 class Distilled(TrainStudent):
     "Settings of every method with a teacher"
@@ -92,6 +92,8 @@ class Distilled(TrainStudent):
     "student: the very tensor that the student gets; clean: the image before augmentation and mixing"
     use_dist: bool = True
     "give the DIST token a head of its own; otherwise CLS learns from labels and teacher alike"
+    keep_labels: bool = True
+    "keep what the teacher says in the cache folder, and read it there when the same batches come again"
     LIMITS: ClassVar = dict(alpha=(0, 1), teacher_size=(8, 4096))
 
     def distil(self, data: LongTailed, device: torch.device, bf16: bool, weights: Tensor | None = None, start: float = math.inf) -> Learner:
@@ -101,8 +103,11 @@ class Distilled(TrainStudent):
         class_map = listed_classes(data.train.class_names) if self.map_targets else None
         teacher, facts = frozen_teacher(self.teacher, data, device, bf16, size=self.teacher_size, antialias=self.teacher_antialias,
                                         normalisation=choose('teacher_normalisation', self.teacher_normalisation, ('student', 'own')), class_map=class_map, family=self.teacher_family)
-        loss = distilling(teacher, self.alpha, weights, start, clean=self.teacher_sees == 'clean')
-        return Learner(student, loss, needs=dict(clean=True) if self.teacher_sees == 'clean' else {}, about=dict(about, teacher=facts), notes=teacher_notes(facts))
+        clean = self.teacher_sees == 'clean'
+        key = dict(facts, sees=self.teacher_sees, bf16=bf16, class_map=class_map is not None and class_map.tolist())
+        return Learner(student, distilling(teacher, self.alpha, weights, start, clean), needs=dict(clean=True) if clean else {},
+                       label=lambda batch: teacher.label(batch.clean if clean else batch.images), label_key=key if self.keep_labels else None,
+                       about=dict(about, teacher=facts), notes=teacher_notes(facts))
 
 # %% ../../nbs/methods/30_deit.ipynb #ca68a91d
 def listed_classes(class_names: Sequence[str]) -> Tensor:    # (C,) our number of each class of a list
@@ -111,11 +116,11 @@ def listed_classes(class_names: Sequence[str]) -> Tensor:    # (C,) our number o
     except ValueError: raise UserError('map_targets is for imagenet-lt and inaturalist18, whose lists number the classes in another order') from None
     return original.argsort()
 
-# %% ../../nbs/methods/30_deit.ipynb #3ab51f2f
+# %% ../../nbs/methods/30_deit.ipynb #81920a15
 def distilling(teacher: AdaptedTeacher, alpha: float = .5, weights: Tensor | None = None, start: float = math.inf, clean: bool = False):
     "The loss of a step: the teacher labels the student's own tensor; weights on DIST from epoch `start` on"
     def loss(model, batch: Batch, epoch: int):
-        labels = teacher.label(batch.clean if clean else batch.images)
+        labels = teacher.label(batch.clean if clean else batch.images) if batch.taught is None else batch.taught
         return distillation_loss(model(batch.images), batch.targets, labels, weights if epoch >= start else None, alpha)
     return loss
 
