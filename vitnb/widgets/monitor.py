@@ -77,14 +77,18 @@ def _row(values: Any) -> dict[str, float]:
     "Overall, head, mid and tail accuracy from what a file says"
     return {p: _number(values.get(p)) if isinstance(values, dict) else math.nan for p in PARTS}
 
-# %% ../../nbs/widgets/20_monitor.ipynb #d90b6497
+# %% ../../nbs/widgets/20_monitor.ipynb #1ecff90c
 def make_curves(lines: Sequence[Mapping]) -> Curves:    # the lines of metrics.jsonl
     "The lines of `metrics.jsonl` as arrays"
     answers = [v if isinstance(v := line.get('val'), dict) else {} for line in lines]
-    heads = tuple(answers[-1])[:12] if answers else ()
+    heads = tuple(dict.fromkeys(h for a in answers for h in a))[:12]
     rows = [[list(_row(a.get(h)).values()) for a in answers] for h in heads]      # heads × epochs × parts
     of = lambda name: np.array([_number(line.get(name)) for line in lines], dtype=float)
     return Curves(of('epoch') + 1, of('loss'), of('seconds'), heads, np.array(rows, dtype=float).reshape(len(heads), len(lines), len(PARTS)).transpose(0, 2, 1))
+
+def _validated(curves: Curves) -> np.ndarray:
+    "The places of the epochs that have a validation"
+    return np.flatnonzero(np.isfinite(curves.accuracy).any((0, 1)))
 
 def head_name(head: str) -> str:
     "CLS, DIST, average; `ema_cls` is CLS with averaged weights"
@@ -115,7 +119,7 @@ def _read(run: Run, before: Snapshot | None) -> Snapshot:
     note, command = _ending(run, status, done, epochs)
     return Snapshot(**known, seconds=_number(status.get('seconds')), note=note, command=command)
 
-# %% ../../nbs/widgets/20_monitor.ipynb #f89b2882
+# %% ../../nbs/widgets/20_monitor.ipynb #2c67a536
 def _stamp(path: Path) -> tuple:
     "What changes when a file changes"
     try: return ((s := path.stat()).st_mtime_ns, s.st_size, s.st_ino)
@@ -127,7 +131,7 @@ def _title(config: Mapping) -> str:
 def _tables(curves: Curves, status: Mapping) -> dict[str, dict[str, dict[str, float]]]:
     "The last validation and, of a run that has ended, the test"
     tables, test = {}, status.get('test')
-    if curves.heads: tables[f'validation, epoch {_whole(curves.epochs[-1])}'] = {h: dict(zip(PARTS, a[:, -1].tolist())) for h, a in zip(curves.heads, curves.accuracy)}
+    if len(known := _validated(curves)): tables[f'validation, epoch {_whole(curves.epochs[known[-1]])}'] = {h: dict(zip(PARTS, a[:, known[-1]].tolist())) for h, a in zip(curves.heads, curves.accuracy)}
     if isinstance(test, dict) and test: tables['test, last weights'] = {h: _row(a) for h, a in list(test.items())[:24] if not h.startswith('best_')}
     return tables
 
@@ -169,19 +173,21 @@ def _ending(run: Run, status: Mapping, done: int, epochs: int) -> tuple[str, str
     error = f': {_words(status["error"])}' if status.get('error') else '.'
     return f'{ENDINGS.get(state, "It ended")} after {done} of {epochs} epochs{error}', f'vitnb resume {shlex.quote(_words(run.path))}'
 
-# %% ../../nbs/widgets/20_monitor.ipynb #862c8ca5
+# %% ../../nbs/widgets/20_monitor.ipynb #66012772
 def monitor_curves(curves: Curves) -> Picture:
     "Training loss, and validation accuracy of each head overall and on the tail, by epoch"
-    shown = [(PARTS.index(p), p) for p in ('overall', 'tail') if np.isfinite(curves.accuracy[:, PARTS.index(p)]).any()]
-    figure, axes = new_figure(2.4 * (1 + len(shown)) if shown else 4, 1.75, mosaic=[['loss', *(p for _, p in shown)]])
-    style = dict(marker='o' if len(curves.epochs) < 8 else None, ms=3)
-    axes['loss'].plot(curves.epochs, curves.loss, color=COLOURS['avg'], lw=1.3, **style)
+    known = _validated(curves)
+    epochs, values = curves.epochs[known], np.clip(curves.accuracy[:, :, known], 0, 100)
+    shown = [(PARTS.index(p), p) for p in ('overall', 'tail') if np.isfinite(values[:, PARTS.index(p)]).any()]
+    figure, axes = new_figure(1.85 * (1 + len(shown)) if shown else 3.7, 1.7, mosaic=[['loss', *(p for _, p in shown)]])
+    style = dict(marker='o' if len(curves.epochs) < 8 else None, ms=3, clip_on=False)
+    axes['loss'].plot(curves.epochs, np.clip(curves.loss, -1e9, 1e9), color=COLOURS['avg'], lw=1.3, **style)
     axes['loss'].set_ylim(bottom=min(0, axes['loss'].get_ylim()[0]))
     for i, part in shown:
-        for head, accuracy in zip(curves.heads, curves.accuracy[:, i]): axes[part].plot(curves.epochs, accuracy, **_look(head), **style)
+        for head, accuracy in zip(curves.heads, values[:, i]): axes[part].plot(epochs, accuracy, **_look(head), **style)
         axes[part].set_ylim(0, 100)
-    if shown: label_ends(axes[shown[-1][1]], [(shorten(head_name(h), 10), a[shown[-1][0], -1], _look(h)['color']) for h, a in zip(curves.heads, curves.accuracy) if not h.startswith('ema_')], 12)
-    titles = dict(loss='training loss', overall='validation accuracy, %', tail='on the tail, %')
+    if shown: label_ends(axes[shown[-1][1]], [(shorten(head_name(h), 10), a[shown[-1][0], -1], _look(h)['color']) for h, a in zip(curves.heads, values) if not h.startswith('ema_')], 12)
+    titles = dict(loss='training loss', overall='validation, overall', tail='validation, tail')
     for name, ax in axes.items():
         ax.set_title(titles[name], fontsize=SIZE, color=COLOURS['ink'], loc='left')
         ax.set_xlabel('epoch', fontsize=SIZE - 1, color=COLOURS['soft'])
@@ -194,7 +200,7 @@ def _look(head: str) -> dict:
     ema = head.startswith('ema_')
     return dict(color=COLOURS.get(head[4:] if ema else head, COLOURS['other']), lw=1 if ema else 1.3, ls=(0, (3, 2)) if ema else '-')
 
-# %% ../../nbs/widgets/20_monitor.ipynb #07e40708
+# %% ../../nbs/widgets/20_monitor.ipynb #e86dd212
 def picture_html(figure: Picture, description: str) -> str:
     "A figure as an SVG for a page, drawn without touching matplotlib's settings"
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -208,8 +214,8 @@ def accuracy_html(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> st
     text = ''
     for heading, rows in tables.items():
         best = {p: max((round(r[p], 1) for r in rows.values() if not math.isnan(r[p])), default=-1) for p in PARTS}
-        cells = lambda row: ''.join(f'<td><b>{per_cent(v)}</b></td>' if round(v, 1) == best[p] else f'<td>{per_cent(v)}</td>' for p, v in row.items())
-        body = ''.join(f'<tr><th scope="row" style="color: {_ink(h)}">{html.escape(head_name(h))}</th>{cells(r)}</tr>' for h, r in rows.items())
+        cells = lambda row: ''.join(f'<td><b>{per_cent(v)}</b></td>' if len(rows) > 1 and round(v, 1) == best[p] else f'<td>{per_cent(v)}</td>' for p, v in row.items())
+        body = ''.join(f'<tr><th scope="row" style="color: {_ink(h)}">{"┄ " * h.startswith("ema_")}{html.escape(head_name(h))}</th>{cells(r)}</tr>' for h, r in rows.items())
         text += f'<tbody><tr><th scope="rowgroup">{html.escape(heading)}, %</th>{"".join(f"<td>{p}</td>" for p in PARTS)}</tr>{body}</tbody>'
     return f'<table>{text}</table>'
 
@@ -218,19 +224,22 @@ def _ink(head: str) -> str:
     name = head.removeprefix('ema_')
     return f'var(--{name})' if name in ('cls', 'dist') else 'inherit'
 
-# %% ../../nbs/widgets/20_monitor.ipynb #c8841dbb
+# %% ../../nbs/widgets/20_monitor.ipynb #3df92940
 def _style() -> str:
     "The style sheet of the card"
     dark = ', '.join(f'{body} .vitnb-card' for body in ('body[data-jp-theme-light="false"]', 'body.vscode-dark', 'body.quarto-dark'))
     return f'<style>.vitnb-card {{ {theme_css()} }} {dark} {{ {theme_css(True)} }} {STYLE}</style>'
 
 STYLE = '''
-.vitnb-card { box-sizing: border-box; max-width: 66rem; padding: 12px 16px 10px; border: 1px solid var(--line); border-radius: 8px; background: var(--paper); overflow: visible;
+.vitnb-card { position: relative; box-sizing: border-box; max-width: 66rem; padding: 12px 16px 10px; border: 1px solid var(--line); border-radius: 8px; background: var(--paper); overflow: visible;
   font: 13px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums }
 .vitnb-card .widget-box, .vitnb-card .widget-html-content { overflow: visible; line-height: 1.5; font-size: 13px }
 .vitnb-card .widget-html { height: auto; margin: 0 }
 .vitnb-card :is(.top, .facts, .note, .body) { color: var(--ink) }
 .vitnb-card .top { display: flex; flex-wrap: wrap; gap: 0 10px; align-items: baseline }
+.vitnb-card .top:has(.running) { padding-right: 8rem }
+.vitnb-card .widget-button { position: absolute; top: 10px; right: 14px; height: 26px; margin: 0; padding: 0 10px; line-height: 24px; border: 1px solid var(--line); border-radius: 5px; background: none; color: var(--ink) }
+.vitnb-card .widget-button:is(:hover, :focus-visible) { border-color: var(--cls); color: var(--cls) }
 .vitnb-card .top b { font-size: 15px }
 .vitnb-card .state { padding: 0 8px; border-radius: 9px; border: 1px solid currentColor; font-size: 12px; color: var(--soft) }
 .vitnb-card .running { color: var(--cls) }
@@ -239,14 +248,15 @@ STYLE = '''
 .vitnb-card .track { height: 6px; margin: 7px 0 5px; border-radius: 3px; background: var(--line); overflow: hidden }
 .vitnb-card .track div { height: 100%; border-radius: 3px; background: var(--cls); transition: width .5s }
 .vitnb-card .track.finished div { background: var(--soft) }
+.vitnb-card .track:is(.failed, .damaged, .stopped, .deleted, .interrupted) div { background: var(--dist) }
 .vitnb-card .facts span + span::before { content: "·"; margin: 0 7px }
 .vitnb-card .note { margin-top: 4px; padding-left: 9px; border-left: 3px solid var(--dist) }
 .vitnb-card code { padding: 1px 5px; border-radius: 3px; background: var(--line); color: var(--ink); font-size: 12px; user-select: all }
-.vitnb-card .body { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: flex-start; margin-top: 8px }
-.vitnb-card figure { flex: 1 1 24rem; min-width: 0; margin: 0 }
-.vitnb-card svg { display: block; width: 100%; height: auto; max-height: 15rem }
-.vitnb-card table { flex: 0 0 auto; border-collapse: collapse; font-size: 13px; color: var(--ink); background: none; margin: 0; border: 0 }
-.vitnb-card :is(td, th) { padding: 1px 0 1px 14px; text-align: right; font-weight: normal; border: 0; background: none; line-height: 1.5 }
+.vitnb-card .body { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: flex-start; margin-top: 8px; overflow-x: auto }
+.vitnb-card figure { flex: 1 1 27rem; min-width: min(100%, 20rem); max-width: 44rem; margin: 0 }
+.vitnb-card svg { display: block; width: 100%; height: auto }
+.vitnb-card table { flex: 0 1 auto; border-collapse: collapse; font-size: 13px; color: var(--ink); background: none; margin: 0; border: 0 }
+.vitnb-card :is(td, th) { padding: 1px 0 1px 11px; text-align: right; font-weight: normal; border: 0; background: none; line-height: 1.5 }
 .vitnb-card tr { background: none !important }
 .vitnb-card th { padding-left: 0; text-align: left }
 .vitnb-card td b { font-weight: 650 }
@@ -255,7 +265,7 @@ STYLE = '''
 .vitnb-card .quiet { color: var(--soft) }
 '''
 
-# %% ../../nbs/widgets/20_monitor.ipynb #abf8149f
+# %% ../../nbs/widgets/20_monitor.ipynb #304821e5
 def facts(s: Snapshot) -> list[str]:
     "Where a run is, how fast, and how long it will take, in a few words each"
     if s.ended: return [f'{s.epoch} of {s.epochs} epochs'] * (s.epochs > 0) + [f'took {duration(s.seconds)}'] * math.isfinite(s.seconds)
@@ -267,7 +277,8 @@ def facts(s: Snapshot) -> list[str]:
 def head_html(s: Snapshot, watched: bool = True) -> str:
     "What changes every two seconds: state, bar, rate and time left"
     said = facts(s) + ([] if watched or s.ended else [f'not watched since {time.strftime("%H:%M:%S")}; the run goes on'])
-    note = f'<div class="note">{html.escape(s.note)}{f" To go on: <code>{html.escape(s.command)}</code>" if s.command else ""}</div>' if s.note else ''
+    command = f'<div>To go on: <code>{html.escape(s.command)}</code></div>' if s.command else ''
+    note = f'<div class="note">{html.escape(s.note)}{command}</div>' if s.note else ''
     percent = f'{100 * s.share:.1f}'
     return (f'<div class="top"><b>{html.escape(s.title)}</b><span class="state {s.state if s.state.isalpha() else ""}">{html.escape(s.state)}</span><span class="path">{html.escape(_words(s.path))}</span></div>'
             f'<div class="track {s.state if s.state.isalpha() else ""}" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}"><div style="width: {percent}%"></div></div>'
@@ -276,7 +287,7 @@ def head_html(s: Snapshot, watched: bool = True) -> str:
 def body_html(s: Snapshot) -> str:
     "What changes once an epoch: charts and table"
     if not len(s.curves.epochs): return '' if s.ended else '<div class="body quiet">Curves and accuracies come with the end of the first epoch.</div>'
-    words = '; '.join(f'{head_name(h)} {per_cent(a[0, -1])} overall, {per_cent(a[3, -1])} on the tail' for h, a in zip(s.curves.heads, s.curves.accuracy))
+    words = '; '.join(f'{head_name(h)} {per_cent(r["overall"])} overall, {per_cent(r["tail"])} on the tail' for rows in list(s.tables.values())[:1] for h, r in rows.items())
     return f'<div class="body">{picture_html(monitor_curves(s.curves), f"Training loss {s.curves.loss[-1]:.3f}; validation accuracy: {words}")}{accuracy_html(s.tables)}</div>'
 
 def monitor_html(s: Snapshot) -> str:
@@ -293,16 +304,16 @@ def follow(run: Run,
     yield (snapshot := read_monitor(run))
     while not snapshot.ended and not pause(every): yield (snapshot := read_monitor(run, snapshot))
 
-# %% ../../nbs/widgets/20_monitor.ipynb #ec2646db
+# %% ../../nbs/widgets/20_monitor.ipynb #89c552ef
 class Card:
     "The widgets of one monitor, and the thread that keeps them up to date"
     def __init__(self, run: Run, every: float):
-        from ipywidgets import HTML, Button, HBox, Layout, VBox
+        from ipywidgets import HTML, Button, Layout, VBox
         self.stop, self.shown = threading.Event(), None
         self.snapshots = follow(run, every, self.stop.wait)
-        self.head, self.body = HTML(layout=Layout(flex='1 1 0', min_width='0')), HTML()
-        self.button = Button(description='Stop watching', tooltip='The run goes on: only this display stops', layout=Layout(width='auto', flex='0 0 auto'))
-        self.box = VBox([HTML(_style(), layout=Layout(display='none')), HBox([self.head, self.button]), self.body]).add_class('vitnb-card')
+        self.head, self.body = HTML(), HTML()
+        self.button = Button(description='Stop watching', tooltip='The run goes on: only this display stops', layout=Layout(width='auto'))
+        self.box = VBox([self.head, self.button, self.body, HTML(_style(), layout=Layout(display='none'))]).add_class('vitnb-card')
         self.thread = threading.Thread(target=self.keep_up, name=f'vitnb monitor {run.path.name}', daemon=True)
         self.show(next(self.snapshots))
         self.button.on_click(self.unwatch)
@@ -338,7 +349,7 @@ class Card:
         "The widget was closed, and with it what is inside"
         if change['new'] is not None: return
         self.end()
-        for widget in (*self.box.children, self.head, self.button): widget.close()
+        for widget in self.box.children: widget.close()
 
 # %% ../../nbs/widgets/20_monitor.ipynb #97ee58d9
 def monitor(run: Run | str | Path,     # a run, or its folder
@@ -346,7 +357,7 @@ def monitor(run: Run | str | Path,     # a run, or its folder
     "Watch a run in a notebook, while it trains or afterwards; raises `UserError` when there is no such run"
     return Card(open_run(run.path if isinstance(run, Run) else run), every).box
 
-# %% ../../nbs/widgets/20_monitor.ipynb #a09b1908
+# %% ../../nbs/widgets/20_monitor.ipynb #cf3b5488
 def epoch_line(curves: Curves, i: int) -> str:
     "One epoch in one line"
     answers = '  '.join(f'{head_name(h)} {per_cent(a[0, i])} (tail {per_cent(a[3, i])})' for h, a in zip(curves.heads, curves.accuracy) if not h.startswith('ema_'))
@@ -355,11 +366,12 @@ def epoch_line(curves: Curves, i: int) -> str:
 def status_line(s: Snapshot, width: int) -> str:
     "A run in one line of a terminal"
     full = round(16 * s.share)
-    last = [] if not s.curves.heads else [f'{head_name(h := s.curves.heads[-1])} {per_cent(s.curves.accuracy[-1, 0, -1])} %, tail {per_cent(s.curves.accuracy[-1, 3, -1])} %']
+    answers = [(h, r) for rows in s.tables.values() for h, r in rows.items() if not h.startswith('ema_')]
+    last = [f'{head_name(h)} {per_cent(r["overall"])} %, tail {per_cent(r["tail"])} %' for h, r in answers[-1:]]
     text = f'{"█" * full}{"░" * (16 - full)} {100 * s.share:3.0f} %  ' + ' · '.join(facts(s) + last + [s.note] * bool(s.note))
     return text if len(text) < width else text[:max(0, width - 2)] + '…'
 
-# %% ../../nbs/widgets/20_monitor.ipynb #90909493
+# %% ../../nbs/widgets/20_monitor.ipynb #9ad079ae
 def watch(run: Run | str | Path,      # a run, or its folder
           every: float = 2.,          # seconds between two looks
           out: TextIO | None = None): # where to write; by default standard output
@@ -373,7 +385,7 @@ def watch(run: Run | str | Path,      # a run, or its folder
         print('\nnot watched any more; the run goes on', file=out, flush=True)
         return
     if out.isatty(): print(file=out)
-    if s.state != 'finished': raise UserError(s.note + (f' To go on: {s.command}' if s.command else ''))
+    if s.state != 'finished': raise UserError(s.note.rstrip('.') + (f'. To go on: {s.command}' if s.command else ''))
     for title, rows in list(s.tables.items())[-1:]: print(accuracy_table({head_name(h): r for h, r in rows.items()}, f'{title}, %'), file=out, flush=True)
 
 def _rewriting(out: TextIO) -> Callable[[Snapshot], None]:
