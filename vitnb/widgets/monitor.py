@@ -294,15 +294,18 @@ def monitor_html(s: Snapshot) -> str:
     "The whole card, for a page that does not change"
     return f'{_style()}<div class="vitnb-card">{head_html(s)}{body_html(s)}</div>'
 
-# %% ../../nbs/widgets/20_monitor.ipynb #f4abfebc
+# %% ../../nbs/widgets/20_monitor.ipynb #7903f05e
 def follow(run: Run,
            every: float = 2.,                                        # seconds between two looks
            pause: Callable[[float], Any] = time.sleep,               # waits so long; true: stop watching
           ) -> Iterator[Snapshot]:
     "What is known about a run, again and again until it ends"
     if not .1 <= every <= 3600: raise UserError(f'every={every} must be between 0.1 and 3600 seconds')
-    yield (snapshot := read_monitor(run))
-    while not snapshot.ended and not pause(every): yield (snapshot := read_monitor(run, snapshot))
+    snapshot, over = None, False
+    while not over:
+        start = time.thread_time()
+        yield (snapshot := read_monitor(run, snapshot))
+        over = snapshot.ended or pause(max(every, 20 * (time.thread_time() - start)))
 
 # %% ../../nbs/widgets/20_monitor.ipynb #89c552ef
 class Card:
