@@ -271,7 +271,7 @@ def _tidy(run: Run):
     for file in [*(run.path/'resume').glob('*'), run.path/'progress.json']: file.unlink(missing_ok=True)
     with contextlib.suppress(OSError): (run.path/'resume').rmdir()
 
-# %% ../../nbs/training/55_train.ipynb #101fd84c
+# %% ../../nbs/training/55_train.ipynb #0fc6133a
 def go_on_with(path: str | Path,
                kind: type[TrainConfig],              # the settings of its method
                data: LongTailed | None = None, quiet: bool = False) -> Run:
@@ -283,7 +283,8 @@ def go_on_with(path: str | Path,
     about, found = run.config, newest_state(run.path/'resume')
     config = read_settings(about['config'], kind)
     check_settings(config)
-    same_threads(about.get('machine', {}))
+    before = _dict(about.get('machine'))
+    same_threads(before)
     t, machine, notes = prepare(config, data)
     t.run = run
     _same_sources(t, about)
@@ -291,19 +292,21 @@ def go_on_with(path: str | Path,
     if t.first: forget_after(run, t.place.epoch)
     wrong = [f'note: {w}; the one before is used' for w in (found[2] if found else [])]
     start = f'{run.path} goes on in epoch {min(t.place.epoch + 1, config.epochs)}, step {t.place.step + 1} of {t.steps}'
-    go_on(t, None, [start, *notes, *wrong, *machine_notes(about.get('machine', {}), machine)], quiet)
+    go_on(t, None, [start, *notes, *wrong, *machine_notes(before, machine)], quiet)
     return run
 
-# %% ../../nbs/training/55_train.ipynb #dfe32790
+# %% ../../nbs/training/55_train.ipynb #a728215f
 def same_threads(machine: dict):
     "Compute with as many threads as a run began with, if this machine has them"
     threads = machine.get('threads')
     if isinstance(threads, int) and 0 < threads <= (os.cpu_count() or 1) and threads != torch.get_num_threads(): torch.set_num_threads(threads)
 
+def _dict(value: Any) -> dict: return value if isinstance(value, dict) else {}
+
 def _same_sources(t: Training, about: dict):
     "Raise a `UserError` when the images or the teacher are not those that the run began with"
     if fingerprint(t.data.train) != about['data']['fingerprint']: raise UserError(f'the training images of {t.run.path} have changed since it began: train anew')
-    before, now = ((content.get('teacher') or {}).get('sha256') for content in (about.get('model') or {}, t.learner.about))
+    before, now = (_dict(content.get('teacher')).get('sha256') for content in (_dict(about.get('model')), t.learner.about))
     if before != now: raise UserError(f'the teacher of {t.run.path} has changed since it began: train anew')
 
 # %% ../../nbs/training/55_train.ipynb #428a8e6e
