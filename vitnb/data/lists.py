@@ -169,13 +169,13 @@ def _find(folder: str | Path, name: str) -> Path:
     if not found: raise UserError(f'no {name} in {folder}: the folder should hold the official lists')
     return found[0]
 
-# %% ../../nbs/data/05_lists.ipynb #697041d1
+# %% ../../nbs/data/05_lists.ipynb #b187b110
 RULES = ('crop', 'stretch', 'fit')
 
 class BadPicture(UserError):
     "A picture that cannot be read, and why"
     def __init__(self, path: str | Path, reason: str):
-        super().__init__(f'cannot read the picture {path}: {reason}')
+        super().__init__(f'cannot read the picture {path}: {reason}. Repair or delete it, or pass --skip-unreadable')
         self.path, self.reason = Path(path), reason
 
 def decode(path: str | Path, size: int,     # side of the square in pixels
@@ -234,7 +234,7 @@ class ReadAhead:
         if pool: pool.shutdown(cancel_futures=True)
         self.coming.clear()
 
-# %% ../../nbs/data/05_lists.ipynb #78a82449
+# %% ../../nbs/data/05_lists.ipynb #1ac7daab
 @dataclass(frozen=True, eq=False)
 class ListImages:
     "The pixels of an image list, read when they are indexed"
@@ -280,6 +280,7 @@ class ListImages:
             with ThreadPoolExecutor(self.workers) as pool: list(pool.map(put, range(len(unique))))
         return torch.from_numpy(found[back.reshape(wanted.shape)])
 
+# %% ../../nbs/data/05_lists.ipynb #03ca2f37
 def _order(images: ListImages, i: int) -> tuple[Path, int, str]:
     "What `decode` needs for one picture"
     return images.images.root/images.images.paths[i], images.size, images.rule
@@ -290,7 +291,7 @@ def _one(images: ListImages, i: int) -> np.ndarray:
     shard, row = divmod(int(images.rows[i]), len(images.shards[0]))
     return images.shards[shard][row]
 
-# %% ../../nbs/data/05_lists.ipynb #7d008ba9
+# %% ../../nbs/data/05_lists.ipynb #17e3fbe3
 AHEAD = 3      # batches: the one that is asked for and two more
 
 def read_ahead(images,                    # a `ListImages`; anything else is left alone
@@ -298,7 +299,7 @@ def read_ahead(images,                    # a `ListImages`; anything else is lef
                batches: int = AHEAD):
     "Decode the pictures of the next batches in the background, when they come from files"
     if not isinstance(images, ListImages) or images.shards: return
-    images.ahead.expect([_order(images, int(i)) for indices in islice(upcoming, batches) for i in indices], images.workers)
+    images.ahead.expect([_order(images, i) for indices in islice(upcoming, batches) for i in np.asarray(indices).tolist()], images.workers)
 
 def stop_reading(images):
     "End the threads of `read_ahead`"
@@ -343,7 +344,7 @@ def _try_again(folder: Path):
     "Forget the files in which pictures were passed over, because nothing tells whether they have been repaired"
     for note in folder.glob('[0-9]*.json'): note.with_suffix('.npy').unlink(missing_ok=True); note.unlink()
 
-# %% ../../nbs/data/05_lists.ipynb #55c851ef
+# %% ../../nbs/data/05_lists.ipynb #e433bb99
 def _fill(folder: Path, about: dict, images: ImageList, workers: int | None, skip_unreadable: bool, locked: bool):
     "Write the files of a prepared folder that are missing"
     from tqdm.auto import tqdm
@@ -351,10 +352,11 @@ def _fill(folder: Path, about: dict, images: ImageList, workers: int | None, ski
     missing = [(file, part) for file, part in files if not file.exists()]        # another process may have been here
     left = {f for f in folder.glob('*-*') if f.with_suffix('.npy') not in dict(files)} if images.stamps is not None else set()
     if locked:
-        for file in {*left, *folder.glob('.*.npy'), *folder.glob('.*.json')}: file.unlink(missing_ok=True)      # of pictures that changed, and of a process that was killed
+        for file in {*left, *folder.glob('.*.npy'), *folder.glob('.*.json')}:      # of pictures that changed, and of a process that was killed
+            with contextlib.suppress(OSError): file.unlink()
     count = sum(len(part) for _, part in missing)
     needed, free = count * 3 * size**2, shutil.disk_usage(folder).free
-    if needed > free: raise UserError(f'{folder} has room for {free / 1e9:.1f} GB, and the decoded pictures need {needed / 1e9:.1f} GB: make room, or pass --pixels stream')
+    if needed > free: raise UserError(f'{folder} has room for {free / 1e9:.1f} GB, and the decoded pictures need {needed / 1e9:.1f} GB: make room, take another folder, or pass --pixels stream')
     if not (folder/'about.json').exists():
         with whole_file(folder/'about.json') as f: f.write_text(json.dumps(about, indent=1))
     with tqdm(total=count, desc=f'decoding to {folder}', unit='picture', delay=1, leave=False, disable=None) as bar:
@@ -367,7 +369,7 @@ def _fill(folder: Path, about: dict, images: ImageList, workers: int | None, ski
                 with whole_file(file.with_suffix('.json')) as f: f.write_text(json.dumps(bad, indent=1))
             with whole_file(file) as f: np.save(f, pixels, allow_pickle=False)
 
-# %% ../../nbs/data/05_lists.ipynb #f9466b4b
+# %% ../../nbs/data/05_lists.ipynb #49992d93
 def decode_part(images: ImageList, part: range,
                 pixels: np.ndarray,               # (len(part), 3, size, size) uint8, filled; black where a picture cannot be read
                 rule: str, workers: int | None, bar) -> dict[int, str]:      # number of a bad picture → what is wrong with it
@@ -383,7 +385,7 @@ def decode_part(images: ImageList, part: range,
 def unreadable(images: ImageList, bad: dict[int, str]) -> UserError:
     "The error that names the first of some bad pictures"
     first = min(bad)
-    return UserError(f'cannot read {images.root/images.paths[first]}: {bad[first]}' + (f' (and {len(bad) - 1} more)' if len(bad) > 1 else '')
+    return UserError(f'cannot read the picture {images.root/images.paths[first]}: {bad[first]}' + (f' (and {len(bad) - 1} more)' if len(bad) > 1 else '')
                      + '. Repair or delete it, or pass --skip-unreadable')
 
 def without(images: ImageList, bad: dict[int, str], skip_unreadable: bool) -> np.ndarray | None:
@@ -427,7 +429,7 @@ def _same(folder: Path, wanted: dict | None = None) -> dict:
             raise UserError(f'{folder} was prepared for something else ({key} {said!r}, not {value!r}): use another folder')
     return found
 
-# %% ../../nbs/data/05_lists.ipynb #88595871
+# %% ../../nbs/data/05_lists.ipynb #0c7183b4
 def open_prepared(images: ImageList, folder: str | Path,
                   centre: int | None = None,    # side of the middle part that is handed out, for example 224 of 256
                  ) -> ListImages:
@@ -438,8 +440,8 @@ def open_prepared(images: ImageList, folder: str | Path,
     if absent := [f for f, _ in files if not f.exists()]: raise UserError(f'{len(absent)} of {len(files)} files are not in {folder} yet: run prepare again')
     for file, part in files:
         try: shards.append(np.load(file, mmap_mode='r', allow_pickle=False))
-        except (OSError, ValueError, EOFError) as e: raise UserError(f'{file} is damaged ({e}): delete it and run prepare again') from e
+        except (OSError, ValueError, EOFError) as e: raise UserError(f'{file} is damaged ({e}): delete it and start again') from e
         if shards[-1].dtype != np.uint8 or shards[-1].shape != (len(part), 3, about['size'], about['size']):
-            raise UserError(f'{file} is damaged (shape {shards[-1].shape}): delete it and run prepare again')
+            raise UserError(f'{file} is damaged (shape {shards[-1].shape}): delete it and start again')
     if centre is not None and not 0 < centre <= about['size']: raise UserError(f'centre={centre} must be between 1 and {about["size"]}, the size of the prepared pictures')
     return ListImages(images, about['size'], about['rule'], centre, shards=tuple(shards), rows=np.arange(len(images)))

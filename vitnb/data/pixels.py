@@ -74,15 +74,18 @@ def choose_way(way: str,                           # one of `WAYS`
     if choose('way to keep pixels', way, WAYS) != 'auto': return way
     return 'memory' if needed <= memory / 3 else 'cache' if missing <= .8 * disk else 'stream'
 
-# %% ../../nbs/data/07_pixels.ipynb #5cc6bf6a
+# %% ../../nbs/data/07_pixels.ipynb #080d1a43
 def stamped(images: ImageList) -> ImageList:
     "The list with the bytes and the time of change of each file (−1 where there is none)"
+    from tqdm.auto import tqdm
     def stamp(path):
         try: found = os.stat(path)
         except OSError: return -1, -1
         return found.st_size, found.st_mtime_ns
     parts = [images.paths[i:i + 500] for i in range(0, len(images), 500)]
-    with ThreadPoolExecutor(16) as pool: found = [s for part in pool.map(lambda part: [stamp(images.root/p) for p in part], parts) for s in part]
+    with ThreadPoolExecutor(16) as pool:
+        answers = tqdm(pool.map(lambda part: [stamp(images.root/p) for p in part], parts), total=len(parts), desc=f'looking at the files in {images.root}', delay=1, leave=False, disable=None)
+        found = [s for part in answers for s in part]
     return replace(images, stamps=np.array(found, dtype=np.int64).reshape(-1, 2))
 
 def key_of(images: ImageList, *more) -> str:     # 16 hexadecimal digits
@@ -91,8 +94,8 @@ def key_of(images: ImageList, *more) -> str:     # 16 hexadecimal digits
     if images.stamps is not None: digest.update(images.stamps.astype('<i8').tobytes())
     return digest.hexdigest()[:16]
 
-def remembered(name: str, make: Callable[[], object]):
-    "The value that `make` returned when it was first called for this name, kept as JSON in the cache folder where that can be written"
+def remembered(name: str, make: Callable[[], list | dict]) -> list | dict:
+    "What `make` returned when it was first called for this name, kept as JSON in the cache folder where that can be written"
     file = cache_folder()/'pixels'/f'{name}.json'
     try: return json.loads(file.read_text())
     except (OSError, ValueError): value = make()

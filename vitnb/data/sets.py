@@ -286,7 +286,7 @@ class LongTailed:
     def notes(self) -> list[str]:    # one line for each set of picture files
         return list(dict.fromkeys(str(part.choice) for part in (self.train, self.val, self.test) if part is not None and part.choice is not None))
 
-# %% ../../nbs/data/10_sets.ipynb #bce8ad81
+# %% ../../nbs/data/10_sets.ipynb #d114dbe9
 def long_tailed(config: DataConfig = DataConfig(),
                 download: bool = True,     # what is not there yet
                ) -> LongTailed:
@@ -327,13 +327,14 @@ def _tail_indices(train: ImageSet, rho: float | None, config: DataConfig) -> np.
         raise UserError(f'class {train.class_names[c]!r} has {train.counts[c]} training images, fewer than the {counts[c]} it should keep: use a smaller n_max')
     return longtail_indices(train.labels, counts, config.subset_seed)
 
+# %% ../../nbs/data/10_sets.ipynb #17866413
 def channel_statistics(images: torch.Tensor | ListImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
     "Mean and standard deviation of each channel in [0, 1], exact, from the histogram of pixel values"
     from tqdm.auto import tqdm
     levels, stats = torch.arange(256, dtype=torch.float64) / 255, []
     counts = torch.zeros(images.shape[1], 256, dtype=torch.long)
     with tqdm(total=len(images), desc='mean and standard deviation', unit='picture', delay=1, leave=False, disable=None) as bar:
-        for part in images.split(500):
+        for part in images.split(max(1, 2**24 // math.prod(images.shape[1:]))):      # 17 MB at a time
             counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in part.unbind(1)])
             bar.update(len(part))
     for p in counts.double() / counts[0].sum():
