@@ -66,6 +66,8 @@ def mistake(capsys, *arguments: str) -> str:
     ('train deit-lt --recipe fashion-mnist-lt --epochs 0 --dry-run', ['epochs=0']),
     ('train vit --dataset imagefolder:nowhere --dry-run', ['nowhere']),
     ('train vit --dataset imagenet-lt', ['imagenet-lt', '--folder', '--lists']),
+    ('train vit --dataset imagenet-lt --folder a --lists b --prepared c --pixels stream', ['--pixels stream', '--prepared']),
+    ('train vit --pixels disk', ["'disk'", 'memory, cache, stream']),
     ('train vit --sampler tail', ["'tail'", 'square-root']),
     ('train vit --repeats 0', ['repeats=0']),
     ('train vit --sampler class --repeats 3', ['repeats=3', 'class']),
@@ -110,15 +112,17 @@ def test_folders_that_cannot_be_used(here, capsys):
         assert words in mistake(capsys, 'train', 'vit', '--dataset', f'imagefolder:{name}')
 
 
+@pytest.mark.parametrize('way', ['memory', 'cache', 'stream'])
 @pytest.mark.parametrize('damage, words', [
     (lambda f: f.write_bytes(b''), 'empty'),
     (lambda f: f.write_bytes(f.read_bytes()[:200]), 'truncated'),
     (lambda f: f.write_bytes(b'this is no picture'), 'cannot identify'),
 ])
-def test_a_picture_that_cannot_be_read_is_named(here, capsys, damage, words):
+def test_a_picture_that_cannot_be_read_is_named(here, capsys, monkeypatch, damage, words, way):
+    monkeypatch.setenv('VITNB_CACHE', str(here/'cache'))
     root = pictures(here/'pets', {'cat': 30, 'dog': 20})
     damage(root/'dog'/'3.png')
-    train = ['train', 'vit', '--dataset', 'imagefolder:pets', '--image-folder-size', '32', '--epochs', '1', '--batch-size', '8', '--warmup-epochs', '0']
+    train = ['train', 'vit', '--dataset', 'imagefolder:pets', '--image-folder-size', '32', '--epochs', '1', '--batch-size', '8', '--warmup-epochs', '0', '--pixels', way]
     line = mistake(capsys, *train)
     assert str(Path('pets/dog/3.png')) in line and words in line and '--skip-unreadable' in line, line
     assert main([*train, '--skip-unreadable', '--out', 'ok']) == 0

@@ -1,6 +1,7 @@
 "Files in the official forms: CIFAR's pickles as torchvision reads them, and the lists of ImageNet-LT and iNaturalist, tidy and not"
-import errno, os, pickle, signal, subprocess, sys, time
+import errno, json, os, pickle, signal, subprocess, sys, threading, time
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,8 @@ from PIL import Image
 from vitnb.core import UserError
 from vitnb.data import lists
 from vitnb.data.lists import LIST_SETS, ListImages, ListSet, open_prepared, prepare, read_list, read_lists, renumber_by_size
-from vitnb.data.sets import DataConfig, load_images, long_tailed
+from vitnb.data.pixels import WAYS, open_pixels
+from vitnb.data.sets import DataConfig, fingerprint, image_folder, load_images, long_tailed
 
 
 # CIFAR --------------------------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def test_unreadable_picture_is_named(tree):
     (root/images.paths[5]).write_bytes(b'')
     with pytest.raises(UserError, match=images.paths[5]): ListImages(images, 16)[:]
     with pytest.raises(UserError, match=images.paths[5]): prepare(images, 16, root/'pixels', shard=2)
-    assert sorted(f.name for f in (root/'pixels').iterdir()) == ['00000.npy', '00001.npy', 'about.json']   # what was whole stays
+    assert sorted(f.name for f in (root/'pixels').glob('[!.]*')) == ['00000.npy', '00001.npy', 'about.json']   # what was whole stays
     assert ListImages(images, 16)[:5].shape == (5, 3, 16, 16)
 
 
@@ -198,7 +200,7 @@ def test_full_disk(tree, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(np, 'save', lambda *a, **k: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'No space left on device')))
         with pytest.raises(UserError, match='No space left'): prepare(images, 16, root/'pixels')
-    assert [f.name for f in (root/'pixels').iterdir()] == ['about.json']
+    assert [f.name for f in (root/'pixels').glob('[!.]*')] == ['about.json']
     with pytest.raises(UserError, match='run prepare again'): open_prepared(images, root/'pixels')
     assert torch.equal(prepare(images, 16, root/'pixels')[:], ListImages(images, 16)[:])
 
@@ -276,3 +278,238 @@ def test_training_on_official_lists(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main([*common, '--out', 'three']) == 2 and 'n0/3.JPEG' in capsys.readouterr().err
     assert main([*common, '--dry-run']) == 0 and 'missing' in capsys.readouterr().out
+
+
+# Where pixels are kept ----------------------------------------------------------------------------------------------
+
+def folder_of_pictures(root: Path, classes=dict(cat=40, dog=30, owl=20), size=(44, 36)) -> Path:
+    "Noisy pictures, one of them noted as turned and one of them grey"
+    random, turned = np.random.RandomState(0), Image.Exif()
+    turned[0x112] = 6
+    for name, count in classes.items():
+        (root/name).mkdir(parents=True)
+        for i in range(count):
+            picture = Image.fromarray(random.randint(0, 255, (*size, 3), dtype=np.uint8))
+            (picture.convert('L') if i == 3 else picture).save(root/name/f'{i}.png', **(dict(exif=turned) if i == 4 else {}))
+    return root
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    monkeypatch.setenv('VITNB_CACHE', str(tmp_path/'cache'))
+    return folder_of_pictures(tmp_path/'pets')
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    "The pictures that were decoded, as they are"
+    seen, original = [], lists.decode
+    monkeypatch.setattr(lists, 'decode', lambda path, *rest: seen.append(Path(path)) or original(path, *rest))
+    return seen
+
+
+def settings(root: Path, **more) -> DataConfig: return DataConfig(dataset=f'imagefolder:{root}', image_folder_size=16, **more)
+def cache_files(root: Path) -> set[Path]: return set((root.parent/'cache').rglob('[0-9]*.npy'))
+
+
+def test_three_ways_are_equal(pets):
+    "Pixels, labels, statistics, split and checksum"
+    first, *others = (long_tailed(settings(pets, pixels=way)) for way in ('memory', 'cache', 'stream'))
+    assert isinstance(first.train.images, torch.Tensor) and all(isinstance(o.train.images, ListImages) for o in others)
+    for other, word in zip(others, ('cache', 'whenever')):
+        assert len(other.notes) == 1 and word in other.notes[0] and '90 pictures' in other.notes[0]
+        assert (other.mean, other.std, other.groups) == (first.mean, first.std, first.groups)
+        for part in ('train', 'val', 'test'):
+            a, b = getattr(first, part), getattr(other, part)
+            assert torch.equal(a.images, b.images[:]) and torch.equal(a.labels, b.labels) and fingerprint(a) == fingerprint(b)
+    (pets/'dog'/'0.png').write_bytes((pets/'dog'/'0.png').read_bytes() + b' ')
+    assert fingerprint(long_tailed(settings(pets, rho=None, val_fraction=0, pixels='stream')).train) != fingerprint(first.train)
+
+
+def test_three_ways_train_alike(pets, capsys):
+    "From the command line; no thread that decodes is left"
+    from vitnb.cli import main
+    common = ['train', 'vit', '--dataset', f'imagefolder:{pets}', '--image-folder-size', '16', '--patch-size', '8', '--student', 'nano', '--epochs', '2', '--batch-size', '16']
+    weights = []
+    for way in ('memory', 'cache', 'stream'):
+        assert main([*common, '--pixels', way, '--out', str(pets.parent/f'run-{way}')]) == 0
+        assert f'asked for by pixels={way}' in capsys.readouterr().out
+        weights.append((pets.parent/f'run-{way}'/'model.safetensors').read_bytes())
+    assert weights[0] == weights[1] == weights[2]
+    assert not [t for t in threading.enumerate() if t.name.startswith('decoding ahead')]
+    assert main(['train', 'vit', '--pixels', 'disk', '--dataset', f'imagefolder:{pets}']) == 2 and "'disk'" in capsys.readouterr().err
+    assert main([*common, '--dry-run']) == 0 and 'decoded into memory' in capsys.readouterr().out
+
+
+def test_the_second_start_only_opens(pets, decoded):
+    image_folder(pets, 16, pixels='cache')
+    assert len(decoded) == 90
+    image_folder(pets, 16, pixels='cache')
+    assert len(decoded) == 90
+    image_folder(pets, 24, pixels='cache')
+    assert len(decoded) == 180 and len(cache_files(pets)) == 2
+
+
+def test_a_changed_picture_is_decoded_again(pets, decoded, monkeypatch):
+    monkeypatch.setattr(lists, 'SHARD', 8)
+    before, files = image_folder(pets, 16, pixels='cache').images[:], cache_files(pets)
+    decoded.clear()
+    Image.new('RGB', (30, 30), 'red').save(pets/'dog'/'7.png')
+    after = image_folder(pets, 16, pixels='cache').images[:]
+    assert len(decoded) == 8 and len(files) == len(cache_files(pets)) == 12 and len(files & cache_files(pets)) == 11
+    changed = (before != after).flatten(1).any(1).nonzero().flatten().tolist()
+    assert changed == [image_folder(pets, 16).files.paths.index('dog/7.png')] and torch.equal(after, image_folder(pets, 16).images)
+    decoded.clear()
+    (pets/'dog'/'7.png').unlink()       # another list: another folder
+    assert len(image_folder(pets, 16, pixels='cache')) == 89 and len(decoded) == 89
+
+
+def run_python(code: str, **more) -> subprocess.Popen: return subprocess.Popen([sys.executable, '-c', code], text=True, **more)
+
+
+SLOW = """
+import time, sys
+from pathlib import Path
+from vitnb.data import lists
+from vitnb.data.sets import image_folder
+lists.SHARD, fast = 8, lists.decode
+def decode(path, *rest):
+    with open({log!r}, 'a') as f: f.write(f'{{path}}\\n')
+    time.sleep(.02)
+    return fast(path, *rest)
+lists.decode = decode
+"""
+
+
+def test_two_processes_decode_once(pets, tmp_path):
+    log = tmp_path/'log'
+    code = SLOW.format(log=str(log)) + f"print(int(image_folder({str(pets)!r}, 16, pixels='cache').images[:].long().sum()))"
+    running = [run_python(code, stdout=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert len(set(text.splitlines()[-1] for text in said)) == 1 and int(said[0].splitlines()[-1]) == int(image_folder(pets, 16).images.long().sum())
+    assert len(log.read_text().splitlines()) == 90, 'something was decoded twice'
+    assert not [f for f in (tmp_path/'cache').rglob('.*') if f.name != '.lock']
+
+
+def test_killed_while_decoding(pets, tmp_path, decoded, monkeypatch):
+    "Whole files stay, the temporary one is cleared away, and the lock is free"
+    monkeypatch.setattr(lists, 'SHARD', 8)
+    process = run_python(SLOW.format(log=str(tmp_path/'log')) + f"image_folder({str(pets)!r}, 16, pixels='cache')")
+    try:
+        for _ in range(1200):
+            if len(cache_files(pets)) > 2 or process.poll() is not None: break
+            time.sleep(.02)
+    finally: process.send_signal(signal.SIGKILL); process.wait()
+    there = cache_files(pets)
+    assert 2 < len(there) < 12
+    next((tmp_path/'cache').rglob('about.json')).with_name('.00009.npy.x.npy').write_bytes(b'half of a file')
+    images = image_folder(pets, 16, pixels='cache').images
+    assert len(decoded) == 90 - 8 * len(there) and there < cache_files(pets)
+    assert torch.equal(images[:], image_folder(pets, 16).images)
+    assert not [f for f in (tmp_path/'cache').rglob('.*') if f.name != '.lock']
+
+
+@pytest.mark.parametrize('memory, disk, way', [(10**6, 0, 'memory'), (10**5, 10**6, 'cache'), (10**5, 80_000, 'stream'), (10**5, 0, 'stream')])
+def test_the_way_follows_from_the_room(pets, memory, disk, way):
+    "90 pictures of 768 bytes are 69 kB"
+    files = image_folder(pets, 16).files
+    found = open_pixels(files, 16, memory=memory, disk=disk)
+    assert found.choice.way == way and torch.equal(found.images[:], image_folder(pets, 16).images)
+    assert bool(cache_files(pets)) == (way == 'cache')
+    assert 'free' in str(found.choice) and '0.1 MB' in str(found.choice) and '\n' not in str(found.choice)
+    assert open_pixels(files, 16, memory=memory, disk=disk, now=False).choice == found.choice
+
+
+def test_a_cache_folder_that_cannot_be_used(pets, monkeypatch, tmp_path):
+    (tmp_path/'cache').write_text('a file')
+    files = image_folder(pets, 16).files
+    assert open_pixels(files, 16, memory=10**5, disk=0).choice.way == 'stream'       # nothing can be remembered, and nothing needs to be
+    with pytest.raises(UserError, match='cache'): open_pixels(files, 16, way='cache')
+    (tmp_path/'cache').unlink()
+    monkeypatch.setattr('shutil.disk_usage', lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match='--pixels stream'): open_pixels(files, 16, way='cache')
+
+
+@pytest.mark.parametrize('way', WAYS[1:])
+@pytest.mark.parametrize('damage, words', [(lambda f: f.write_bytes(b''), 'empty'), (lambda f: f.write_bytes(b'text'), 'cannot identify'),
+                                           (lambda f: (f.unlink(), f.symlink_to('gone.png')), 'link to a file that is not there')])
+def test_a_bad_picture_is_named_at_the_start(pets, way, damage, words, capsys):
+    damage(pets/'dog'/'7.png')
+    for _ in range(2):      # the second time from memory
+        with pytest.raises(UserError, match=f'dog/7.png.*{words}.*--skip-unreadable'): image_folder(pets, 16, pixels=way)
+    for _ in range(2):
+        left = image_folder(pets, 16, pixels=way, skip_unreadable=True)
+        assert left.counts.tolist() == [40, 29, 20] and left.images.shape[0] == 89 and 'dog/7.png' in capsys.readouterr().out
+    with pytest.raises(UserError, match='dog/7.png'): image_folder(pets, 16, pixels=way)      # also when it was passed over before
+    (pets/'dog'/'7.png').unlink()
+    Image.new('RGB', (30, 30)).save(pets/'dog'/'7.png')
+    assert image_folder(pets, 16, pixels=way).counts.tolist() == [40, 30, 20] and not capsys.readouterr().out
+
+
+def test_a_picture_that_is_cut_short(pets, capsys):
+    "All ways skip it; a stream that does not skip finds it when the pixels are needed, and names it"
+    file = pets/'dog'/'7.png'
+    file.write_bytes(file.read_bytes()[:-900])
+    for way in ('memory', 'cache'):
+        with pytest.raises(UserError, match='dog/7.png.*truncated'): image_folder(pets, 16, pixels=way)
+    lazy = image_folder(pets, 16, pixels='stream')
+    with pytest.raises(UserError, match='dog/7.png.*truncated'): lazy.images[:]
+    with pytest.raises(UserError, match='dog/7.png.*truncated'): long_tailed(settings(pets, pixels='stream', val_fraction=0))
+    left = [image_folder(pets, 16, pixels=way, skip_unreadable=True) for way in WAYS[1:]]
+    assert all(torch.equal(l.images[:], left[0].images) and fingerprint(l) == fingerprint(left[0]) for l in left) and len(left[0]) == 89
+    assert capsys.readouterr().out.count('skipped') == 3
+
+
+def test_a_class_of_bad_pictures_only(pets):
+    for file in (pets/'owl').iterdir(): file.write_bytes(b'text')
+    for way in WAYS[1:]:
+        with pytest.raises(UserError, match='20.*more|19 more'): image_folder(pets, 16, pixels=way)
+        with pytest.raises(UserError, match="no readable picture of class owl"): image_folder(pets, 16, pixels=way, skip_unreadable=True)
+
+
+def test_prepared_pictures_that_were_repaired(tree):
+    "Without times of change, what was passed over is tried again by a call that passes over nothing"
+    root, file, _ = tree
+    images = read_list(file, root)
+    whole = (root/images.paths[5]).read_bytes()
+    (root/images.paths[5]).write_bytes(b'')
+    assert len(prepare(images, 16, root/'pixels', shard=2, skip_unreadable=True)) == 10
+    with pytest.raises(UserError, match=images.paths[5]): prepare(images, 16, root/'pixels', shard=2)
+    (root/images.paths[5]).write_bytes(whole)
+    assert torch.equal(prepare(images, 16, root/'pixels', shard=2)[:], ListImages(images, 16)[:])
+
+
+STREAM = """
+import threading
+from vitnb.data import lists
+from vitnb.cli import main
+fast = lists.decode
+def decode(path, *rest):
+    if {broken!r} and str(path).endswith({broken!r}) and len(threading.enumerate()) > 1 and open({log!r}).read().count('e') > 200: open(path, 'w').close()
+    with open({log!r}, 'a') as f: f.write('e')
+    return fast(path, *rest)
+lists.decode = decode
+open({log!r}, 'w').close()
+status = main(['train', 'vit', '--dataset', {root!r}, '--image-folder-size', '16', '--patch-size', '8', '--student', 'nano', '--epochs', '500', '--batch-size', '16', '--pixels', 'stream', '--out', {out!r}])
+print('status', status, sorted(t.name for t in threading.enumerate() if t.name.startswith('decoding ahead')))
+"""
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+@pytest.mark.parametrize('broken', ['', '3.png'])
+def test_streaming_stops_cleanly(pets, tmp_path, broken):
+    "On Ctrl-C, and when a picture is lost in the middle of training: with a word, and no thread stays"
+    code = STREAM.format(log=str(tmp_path/'log'), root=f'imagefolder:{pets}', out=str(tmp_path/'run'), broken=broken)
+    process = run_python(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    lines = tmp_path/'run'/'metrics.jsonl'
+    try:
+        for _ in range(6000):
+            if broken or process.poll() is not None or (lines.exists() and lines.read_text()): break
+            time.sleep(.05)
+        if not broken: process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    finally: process.kill()
+    assert process.returncode == 0 and f'status {2 if broken else 130} []' in out, (process.returncode, out, err)
+    assert 'Traceback' not in err and ('3.png: the file is empty' in err if broken else 'interrupted' in err), err
+    assert json.loads((tmp_path/'run'/'status.json').read_text())['state'] == ('failed' if broken else 'interrupted')

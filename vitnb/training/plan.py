@@ -96,7 +96,7 @@ def _learner(config: TrainConfig, data: LongTailed, device: torch.device, bf16: 
         def alone(model, batch: Batch, epoch: int): return dict(loss=cross_entropy(model(batch.images).avg, batch.targets))
         return Learner(config.make_student(data, device)[0], alone), ' (without the teacher)'
 
-# %% ../../nbs/training/60_plan.ipynb #737ccd77
+# %% ../../nbs/training/60_plan.ipynb #50e10637
 def _lines(config: TrainConfig, method: str, data: LongTailed, counts, total: int, cost: Cost, device, bf16: bool, note: str) -> list[tuple[str, str]]:
     "The plan as pairs of words"
     steps = sampled_steps(total, config.batch_size, config.repeats)
@@ -104,7 +104,7 @@ def _lines(config: TrainConfig, method: str, data: LongTailed, counts, total: in
     seconds = config.epochs * seen * cost.seconds_per_image
     groups = f'{_group_classes(data.num_classes)}; how many images is known when the lists are read' if counts is None else _group_sizes(np.asarray(counts), config.data.groups)
     every = f', {config.repeats} views of {seen // config.repeats} images' if config.repeats > 1 else ''
-    return [('method', method), ('data', f'{config.data.dataset}: {total} training images of {data.num_classes} classes, seen at {data.img_size} px'), ('images', groups),
+    return [('method', method), ('data', f'{config.data.dataset}: {total} training images of {data.num_classes} classes, seen at {data.img_size} px'), *[('pixels', note) for note in data.notes], ('images', groups),
             ('epochs', f'{config.epochs} of {seen} images{every}: {steps} micro-batches, {updates} updates; {config.epochs * updates} updates in all'),
             ('batch', f'{config.batch_size} × {config.accumulate} accumulated = {config.batch_size * config.accumulate}'),
             ('learning rate', f'{config.lr:g} at its peak, {rate_at(config, config.epochs - 1):.2g} in the last epoch ({config.schedule}), warm-up of {config.warmup_epochs:g} epochs'),
@@ -129,8 +129,9 @@ def _group_classes(num_classes: int) -> str:
     return ', '.join(f'{name} {len(c)}' for name, c in size_groups([1] * num_classes).items()) + ' classes'
 
 def _data_bytes(config: TrainConfig, data: LongTailed, total: int) -> int:
-    "Of pixels in memory; the pictures of lists stay on the disk"
-    return 0 if config.data.dataset in LIST_SETS else total * math.prod(data.train.images.shape[1:])
+    "Of pixels in memory, and of none where pictures stay on the disk"
+    kept = data.train.choice.way == 'memory' if data.train.choice else config.data.dataset not in LIST_SETS
+    return kept * total * math.prod(data.train.images.shape[1:])
 
 def _duration(seconds: float) -> str:
     "Seconds, minutes, hours or days"
