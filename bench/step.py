@@ -117,13 +117,14 @@ def compare(name: str, rounds: int, batch_size: int) -> dict:
     ours = Ours(shape, teacher(), data, batch_size)
     variants = {'official-style': Official(shape, teacher(), data, batch_size), 'timm, fp32': Timm(shape, teacher(), data, batch_size, False),
                 'timm, bf16': Timm(shape, teacher(), data, batch_size, True), 'ours': ours, 'ours, labels kept': Ours(shape, teacher(), data, batch_size, cached=True)}
+    torch.manual_seed(SEED)
     best, operations = peak_variants()
     pieces = {f'part: {k}': v for k, v in parts(Ours(shape, teacher(), data, batch_size)).items()}
     pieces['part: data of the others'] = lambda data=endless(loader(data, batch_size)), mix=mixup(shape.num_classes): mix(*next(data))
     times = in_turn(variants | pieces | best, rounds, report=name)
     peak = peaks(times, operations)
     student, taught = forward_operations(make_student(shape), shape), forward_operations(teacher(), shape)
-    return dict(shape=WORDS[name], tokens=(shape.img_size // shape.patch_size)**2 + 2, attention=ours.attention, bf16=ours.bf16, batch_size=batch_size, rounds=rounds,
+    return dict(shape=WORDS[name], tokens=(shape.img_size // shape.patch_size)**2 + 2, attention=str(ours.attention), bf16=ours.bf16, batch_size=batch_size, rounds=rounds,
                 gflop_per_image=dict(student_forward=student / 1e9, teacher_forward=taught / 1e9, step=(3 * student + taught) / 1e9), peak=peak,
                 variants={k: facts(times, k, 3 * student + (0 if 'kept' in k else taught), batch_size, peak) for k in variants},
                 parts={k.removeprefix('part: '): times[k].median for k in pieces})
@@ -142,7 +143,7 @@ def show(result: dict) -> str:
     times = lambda r: f'{r["median"]:.2f} ({r["low"]:.2f}–{r["high"]:.2f})'
     rows = [[k, f'{1000 * v["cpu_seconds"]:.0f}', f'{v["images_per_second"]:.0f}', times(v['to_official']), times(v['to_timm_bf16']), f'{v["share_of_peak"]:.0%} of {v["type"]}']
             for k, v in result['variants'].items()]
-    head = (f'\n{result["shape"]} ({result["gflop_per_image"]["step"]:.2f} GFLOP an image), {result["attention"]} attention in ours; '
+    head = (f'\n{result["shape"]} ({result["gflop_per_image"]["step"]:.2f} GFLOP an image); attention in ours: {result["attention"]}; '
             f'peak {result["peak"]["fp32"]:.0f} fp32, {result["peak"]["bf16"]:.0f} bf16 GFLOP/s\n')
     pieces = 'our step, ms: ' + ', '.join(f'{k} {1000 * v:.0f}' for k, v in result['parts'].items())
     return head + '\n' + table(['variant', 'ms', 'images/s', '× official-style', '× timm bf16', 'of peak'], rows) + '\n\n' + pieces
