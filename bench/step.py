@@ -4,9 +4,10 @@
     python bench/step.py --shapes nano --rounds 5
 
 All variants get the same pictures, the same recipe (shift, mirror, RandAugment, erasing, Mixup or CutMix), the same kind of
-teacher (ResNet-32) and 128 images a step. They take turns inside one process with one thread; what is compared is CPU time.
+teacher (ResNet-32) and 128 images a step. Each is a process of its own with one thread; they take turns, step by step, and
+what is compared is CPU time.
 """
-from common import clocked, in_turn, options, peak_variants, peaks, ratio, table, write     # first: it sets the number of threads
+from common import apart, asked_apart, in_turn, options, peak_variants, peaks, ratio, table, write     # first: it sets the number of threads
 import warnings
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -16,7 +17,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch.utils.flop_counter import FlopCounterMode
 from official import OfficialLoop, endless, loader, mixup, set_attention
 from problems import SHAPES, WORDS, random_data
-from vitnb.core import seed_of
+from vitnb.core import keep_freed_memory, seed_of
 from vitnb.data.batches import AugmentConfig, make_batch
 from vitnb.data.sampling import epoch_indices
 from vitnb.methods.deit import distillation_loss, distilling
@@ -32,11 +33,11 @@ RECIPE = AugmentConfig(pad=4, rand_augment=True)      # what the other two do wi
 
 class Ours:
     "A step as vitnb's loop makes it"
-    def __init__(self, shape, teacher, data, batch_size: int, cached: bool = False):
+    def __init__(self, shape, teacher, data, batch_size: int, attention: str = 'auto', cached: bool = False):
         self.data, self.batch_size, self.i, self.steps = data, batch_size, 0, len(data.train) // batch_size
         self.bf16 = choose_bf16('auto', CPU)
         self.model = make_student(shape, SEED).train()
-        self.attention = choose_attention(self.model, CPU, self.bf16)
+        choose_attention(self.model, CPU, self.bf16, attention)
         self.teacher = AdaptedTeacher(fold_batch_norms(teacher), bf16=self.bf16)
         self.optimiser = make_optimiser(self.model, 'adamw', 2e-3, .05)
         self.loss = distilling(self.teacher)
@@ -98,36 +99,46 @@ def forward_operations(model, shape) -> float:
     return counter.get_total_flops() / 2
 
 
-def parts(ours: Ours) -> dict:
-    "The pieces of our step, each as a variant of its own"
-    batch, plain = ours.batch(0), ours.loss
-    taught = ours.teacher.label(batch.images).clone()
-    def student():
-        ours.loss = lambda model, batch, epoch: distillation_loss(model(batch.images), batch.targets, taught)
-        ours.learn(batch)
-        ours.loss = plain
-    return {'data': lambda: ours.batch(0), 'teacher': lambda: ours.teacher.label(batch.images), 'student': student, 'optimiser': ours.update}
+def our_acts(make) -> dict:
+    "Our step, and its pieces one by one"
+    keep_freed_memory()
+    ours, pieces = make(), make()
+    batch, taught = pieces.batch(0), pieces.teacher.label(pieces.batch(0).images).clone()
+    student = lambda model, batch, epoch: distillation_loss(model(batch.images), batch.targets, taught)
+    def learn(): pieces.loss = student; pieces.learn(batch)
+    return {'ours': ours, 'part: data': lambda: pieces.batch(0), 'part: teacher': lambda: pieces.teacher.label(batch.images), 'part: student': learn, 'part: optimiser': pieces.update}
 
+
+def their_acts(make, shape, data, batch_size: int) -> dict:
+    "The official-style step, and its data alone"
+    batches, mix = endless(loader(data, batch_size)), mixup(shape.num_classes)
+    return {'official-style': make(), "part: the others' data": lambda: mix(*next(batches))}
+
+
+def kept_acts(make) -> dict:
+    "Our step with the teacher's labels from before"
+    keep_freed_memory()
+    return {'ours, labels kept': make()}
+
+
+VARIANTS = ('official-style', 'timm, fp32', 'timm, bf16', 'ours', 'ours, labels kept')
 
 def compare(name: str, rounds: int, batch_size: int) -> dict:
     "All variants at one size"
-    shape, teacher = SHAPES[name], lambda: make_teacher(TeacherConfig(32, SHAPES[name].in_chans, SHAPES[name].num_classes, cosine=False))
-    data = random_data(shape)
+    shape, bf16 = SHAPES[name], choose_bf16('auto', CPU)
+    attention = asked_apart(lambda: tuple(choose_attention(make_student(shape), CPU, bf16)))
+    data, network = random_data(shape), make_teacher(TeacherConfig(32, shape.in_chans, shape.num_classes, cosine=False))
+    student, taught = forward_operations(make_student(shape), shape), forward_operations(network, shape)
     torch.manual_seed(SEED)
-    ours = Ours(shape, teacher(), data, batch_size)
-    variants = {'official-style': Official(shape, teacher(), data, batch_size), 'timm, fp32': Timm(shape, teacher(), data, batch_size, False),
-                'timm, bf16': Timm(shape, teacher(), data, batch_size, True), 'ours': ours, 'ours, labels kept': Ours(shape, teacher(), data, batch_size, cached=True)}
-    torch.manual_seed(SEED)
-    best, operations = peak_variants()
-    pieces = {f'part: {k}': v for k, v in parts(Ours(shape, teacher(), data, batch_size)).items()}
-    pieces['part: data of the others'] = lambda data=endless(loader(data, batch_size)), mix=mixup(shape.num_classes): mix(*next(data))
-    times = in_turn(variants | pieces | best, rounds, report=name)
+    given, operations = (shape, network, data, batch_size), peak_variants()[1]
+    builders = [lambda: their_acts(lambda: Official(*given), shape, data, batch_size), lambda: {'timm, fp32': Timm(*given, False)}, lambda: {'timm, bf16': Timm(*given, True)},
+                lambda: our_acts(lambda: Ours(*given, attention[0])), lambda: kept_acts(lambda: Ours(*given, attention[0], cached=True)), lambda: peak_variants()[0]]
+    with apart(builders) as acts: times = in_turn(acts, rounds, warm=2, report=name, clock=lambda act: act())
     peak = peaks(times, operations)
-    student, taught = forward_operations(make_student(shape), shape), forward_operations(teacher(), shape)
-    return dict(shape=WORDS[name], tokens=(shape.img_size // shape.patch_size)**2 + 2, attention=str(ours.attention), bf16=ours.bf16, batch_size=batch_size, rounds=rounds,
+    return dict(shape=WORDS[name], tokens=(shape.img_size // shape.patch_size)**2 + 2, attention=f'{attention[0]} ({attention[1]})', bf16=bf16, batch_size=batch_size, rounds=rounds,
                 gflop_per_image=dict(student_forward=student / 1e9, teacher_forward=taught / 1e9, step=(3 * student + taught) / 1e9), peak=peak,
-                variants={k: facts(times, k, 3 * student + (0 if 'kept' in k else taught), batch_size, peak) for k in variants},
-                parts={k.removeprefix('part: '): times[k].median for k in pieces})
+                variants={k: facts(times, k, 3 * student + (0 if 'kept' in k else taught), batch_size, peak) for k in VARIANTS},
+                parts={k.removeprefix('part: '): times[k].median for k in times if k.startswith('part: ')})
 
 
 def facts(times, name: str, operations: float, batch_size: int, peak: dict) -> dict:
@@ -145,7 +156,7 @@ def show(result: dict) -> str:
             for k, v in result['variants'].items()]
     head = (f'\n{result["shape"]} ({result["gflop_per_image"]["step"]:.2f} GFLOP an image); attention in ours: {result["attention"]}; '
             f'peak {result["peak"]["fp32"]:.0f} fp32, {result["peak"]["bf16"]:.0f} bf16 GFLOP/s\n')
-    pieces = 'our step, ms: ' + ', '.join(f'{k} {1000 * v:.0f}' for k, v in result['parts'].items())
+    pieces = 'pieces of our step, ms: ' + ', '.join(f'{k} {1000 * v:.0f}' for k, v in result['parts'].items())
     return head + '\n' + table(['variant', 'ms', 'images/s', '× official-style', '× timm bf16', 'of peak'], rows) + '\n\n' + pieces
 
 
