@@ -115,6 +115,15 @@ def _umask() -> int:
 # %% ../nbs/00_core.ipynb #9acfac0f
 os.environ.setdefault('GOMP_SPINCOUNT', '1000')
 
+# %% ../nbs/00_core.ipynb #6df63f80
+def keep_freed_memory() -> bool:     # whether this system can
+    "Let this process keep freed memory for its next step (Linux with the GNU C library)"
+    import ctypes
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError): return False     # macOS, Windows, musl
+    trim, mmap, largest = -1, -3, 2**31 - 1                       # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    return bool(mallopt(trim, largest) and (mallopt(mmap, 2**30) or mallopt(mmap, 2**25)))     # older libraries allow 32 MiB at most
+
 # %% ../nbs/00_core.ipynb #e1771103
 def packaged(*parts: str) -> Path:  # the path, which exists
     "A file or folder of the data that ships with vitnb, in an installed package or in a clone"

@@ -1,0 +1,66 @@
+"""Print the tables of the committed results, or put them into bench/README.md.
+
+    python bench/show.py [--write]
+"""
+import json, sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MARK = '<!-- tables -->\n'
+
+
+def read(name: str) -> dict | None:
+    path = HERE.parent/'data'/'results'/f'bench_{name}.json'
+    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+
+
+def lines(header: list[str], rows: list[list]) -> str:
+    return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [header, ['---', *['---:'] * (len(header) - 1)], *rows])
+
+
+def step(saved: dict) -> str:
+    "One row a variant and size"
+    times = lambda r: f'{r["median"]:.2f} ({r["low"]:.2f}–{r["high"]:.2f})'
+    rows = [[s['shape'], k, f'{v["images_per_second"]:.0f}', times(v['to_official']), times(v['to_timm_bf16']), f'{v["share_of_peak"]:.0%} of {v["type"]}']
+            for s in saved['shapes'].values() for k, v in s['variants'].items()]
+    pieces = [[s['shape'], *[f'{1000 * s["parts"][p]:.0f}' for p in ('data', 'teacher', 'student', 'optimiser', "the others' data")]] for s in saved['shapes'].values()]
+    return lines(['student', 'step', 'images/s', '× official-style', '× timm bf16', 'of peak'], rows) + '\n\nWhere our step goes, ms:\n\n' + \
+           lines(['student', 'data', 'teacher', 'student', 'optimiser', "the others' data"], pieces)
+
+
+def startup(saved: dict) -> str:
+    return lines(['command', 'CPU ms', '× python'], [[f'`{n}`', f'{1000 * r["cpu_seconds"]:.0f}', f'{r["times_python"]:.1f}'] for n, r in saved['commands'].items()])
+
+
+def memory(saved: dict) -> str:
+    return lines(['training', 'before, MB', 'peak, MB', 'it takes, MB'], [[n, f'{r["built_mb"]:.0f}', f'{r["peak_mb"]:.0f}', f'{r["peak_mb"] - r["built_mb"]:.0f}'] for n, r in saved['trainings'].items()])
+
+
+def gpu(saved: dict) -> str:
+    return f'{saved["gpu"]}, {saved["peak_tflops"]:.0f} TFLOP/s in bfloat16:\n\n' + \
+           lines(['step', 'images/s', 'of peak', 'GB'], [[n, f'{r["images_per_second"]:.0f}', f'{r["share_of_peak"]:.0%}', f'{r["peak_memory_gb"]:.1f}'] for n, r in saved['steps'].items()])
+
+
+def time_to_accuracy(saved: dict) -> str:
+    cell = lambda v, form: '–' if v is None else format(v, form)
+    return lines(['seed', 'accuracy to reach', 'official-style, s', 'ours, s', 'times as fast'],
+                 [[s, f'{r["goal"]:.1%}', f'{r["official_seconds"]:.0f}', cell(r['our_seconds'], '.0f'), cell(r['ratio'], '.2f')] for s, r in saved['summary'].items()])
+
+
+TITLES = dict(step='The training step', time_to_accuracy='Time to accuracy', startup='Start-up', memory='Memory', gpu='On a GPU')
+
+def everything() -> str:
+    "All tables there are results for"
+    parts = []
+    for name, title in TITLES.items():
+        if not (saved := read(name)): continue
+        m = saved['machine']
+        parts.append(f'### {title}\n\n`{saved["command"]}` on {m["processor"]} ({m["capability"]}, {m["threads"]} thread), torch {m["torch"]}, timm {m["timm"]}\n\n{globals()[name](saved)}\n')
+    return '\n'.join(parts)
+
+
+if __name__ == '__main__':
+    if '--write' not in sys.argv: print(everything())
+    else:
+        readme = HERE/'README.md'
+        readme.write_text(readme.read_text(encoding='utf-8').partition(MARK)[0] + MARK + '\n' + everything(), encoding='utf-8')
