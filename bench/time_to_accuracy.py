@@ -19,7 +19,8 @@ from vitnb.methods.deit import find_teacher
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.models.student import student_config
 from vitnb.models.teacher import load_teacher
-from vitnb.training.loop import train, with_short_warmup
+from vitnb.training.loop import with_short_warmup
+from vitnb.training.train import train
 from vitnb.training.losses import drw_epoch
 from vitnb.training.runs import read_json, read_lines
 from vitnb.training.schedule import learning_rate

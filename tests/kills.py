@@ -64,7 +64,7 @@ def kills(count: int, seed: int, folder: Path) -> tuple[int, Counter]:
     part = lambda images, every: images.subset(range(0, len(images), every))
     data = replace(data, val=part(data.val, 20), test=part(data.test, 100))
     in_a_process(lambda: train(Teacher(data=few, depth=8, epochs=1, batch_size=32), 'teacher', folder/'teacher', data, quiet=True))
-    config = DeiTLT(data=few, epochs=3, batch_size=32, accumulate=2, patch_size=14, drop_path=.1, drw_start=.6, ema_decay=.9, clip_grad=1., teacher=str(folder/'teacher'))
+    config = DeiTLT(data=few, attention='explicit', epochs=3, batch_size=32, accumulate=2, patch_size=14, drop_path=.1, drw_start=.6, ema_decay=.9, clip_grad=1., teacher=str(folder/'teacher'))
     begin = lambda path, save_every: train(replace(config, save_every=save_every), 'deit-lt', path, data, quiet=True)
     _, whole = in_a_process(lambda: begin(folder/'whole', 0.))
     expected, good = outcome(folder/'whole'), 0

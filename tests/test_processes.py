@@ -16,7 +16,7 @@ data = long_tailed(few)
 data = replace(data, val=data.val.subset(range(0, len(data.val), 10)), test=data.test.subset(range(0, len(data.test), 41)))
 if not sys.argv[1:]: train(Teacher(data=few, depth=8, epochs=1, batch_size=48), 'teacher', 'teacher', data)
 else:
-    config = DeiTLT(data=few, epochs=2, batch_size=48, precision='fp32', patch_size=14, drop_path=.2, drw_start=.5, teacher='teacher')
+    config = DeiTLT(data=few, attention='explicit', epochs=2, batch_size=48, precision='fp32', patch_size=14, drop_path=.2, drw_start=.5, teacher='teacher')
     train(replace(config, accumulate=2, beta=.999, clip_grad=1., ema_decay=.9), 'deit-lt', f'weights-{sys.argv[1]}', data)
     train(replace(config, repeats=3), 'deit-lt', f'repeats-{sys.argv[1]}', data)
 """

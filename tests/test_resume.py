@@ -16,7 +16,7 @@ from vitnb.training.states import saved_states
 from vitnb.training.train import train
 
 FEW = DataConfig(n_max=60, rho=10)
-SMALL = dict(data=FEW, epochs=3, batch_size=32, patch_size=14)
+SMALL = dict(data=FEW, attention='explicit', epochs=3, batch_size=32, patch_size=14)
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['UserError', 'choose', 'check_limits', 'seed_of', 'generator', 'Draws', 'whole_file', 'packaged', 'cache_folder']
+__all__ = ['UserError', 'choose', 'check_limits', 'seed_of', 'generator', 'Draws', 'whole_file', 'keep_freed_memory', 'packaged',
+           'cache_folder']
 
 # %% ../nbs/00_core.ipynb #9e5942df
 class UserError(Exception):

@@ -57,7 +57,7 @@ class Optimisation:
     LIMITS: ClassVar = dict(lr=(0, math.inf), min_lr=(0, math.inf), step_factor=(0, 1), warmup_lr=(0, math.inf), warmup_epochs=(0, math.inf),
                             weight_decay=(0, math.inf), momentum=(0, 1), sam_rho=(0, math.inf), clip_grad=(0, math.inf), ema_decay=(0, 1))
 
-# %% ../../nbs/training/50_loop.ipynb #65c6e063
+# %% ../../nbs/training/50_loop.ipynb #3876ee8b
 @dataclass(frozen=True)
 class TrainConfig(Optimisation):
     "Settings that every method shares"
@@ -79,6 +79,8 @@ class TrainConfig(Optimisation):
     "bf16, fp32, or auto: bf16 where the hardware computes with it"
     device: str = 'auto'
     "cpu, cuda, cuda:1, mps, or auto"
+    attention: str = 'auto'
+    "fused, explicit, or auto: the faster of the two by a short test on this machine"
     compile: str = 'auto'
     "on, off, or auto: let torch.compile rewrite the network, on NVIDIA GPUs"
     save_every: float = 60
@@ -219,7 +221,7 @@ def backward(config: TrainConfig, learner: Learner, accelerator, batch: Batch, e
         descend(origin)
     return losses
 
-# %% ../../nbs/training/50_loop.ipynb #e8507a68
+# %% ../../nbs/training/50_loop.ipynb #ce9ba162
 def check_settings(config: TrainConfig):
     "Raise a `UserError` for what is wrong with the settings before anything is loaded"
     check_limits(config)
@@ -229,6 +231,7 @@ def check_settings(config: TrainConfig):
     choose('schedule', config.schedule, SCHEDULES)
     choose('precision', config.precision, ('auto', 'bf16', 'fp32'))
     choose('compile', config.compile, ('auto', 'on', 'off'))
+    choose('attention', config.attention, ('auto', 'fused', 'explicit'))
     choose('track', config.track, ('none', 'tensorboard', 'wandb', 'all'))
     choose_device(config.device)
 
