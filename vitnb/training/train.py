@@ -223,12 +223,14 @@ def train(config: TrainConfig, method: str,
     go_on(t, about, [f'{method} → {t.run.path}', summary(t.data, config), *notes], quiet)
     return t.run
 
-# %% ../../nbs/training/55_train.ipynb #adbdc953
+# %% ../../nbs/training/55_train.ipynb #a93e9449
 def prepare(config: TrainConfig, data: LongTailed | None = None) -> tuple[Training, dict, list[str]]:   # the machine, notes
     "Load and make what a training needs; with several processes, each its part"
     from accelerate import Accelerator
     asked = choose_device(config.device)
     accelerator = Accelerator(cpu=asked.type == 'cpu')
+    if (kind := str(accelerator.distributed_type).rpartition('.')[2]) in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
+        raise UserError(f'{kind} shards the weights, whose state could not be written: use torchrun, or accelerate launch --multi_gpu')
     rank, size = rank_and_size()
     device, rows = asked if size == 1 else accelerator.device, own_rows(config.batch_size, rank, size)
     if device.type == 'cpu': keep_freed_memory()
