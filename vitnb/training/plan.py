@@ -95,7 +95,7 @@ def _line(x1: int, y1: float, x2: int, y2: float) -> tuple[float, float]:     # 
     slope = (y2 - y1) / (x2 - x1) if x2 > x1 else 0
     return (y2 - slope * x2, slope) if slope > 0 and y2 >= slope * x2 else (0., y2 / x2)
 
-# %% ../../nbs/training/60_plan.ipynb #64d04100
+# %% ../../nbs/training/60_plan.ipynb #e4549983
 def measure(learner: Learner, data: LongTailed, config: TrainConfig, device: torch.device, bf16: bool,
             seconds: float = 1.5, memory: float = 2**30) -> Cost:      # how long a step may take here, and how many bytes
     "Time and memory of a step, from the batch to the gradients, at two batch sizes"
@@ -108,9 +108,9 @@ def measure(learner: Learner, data: LongTailed, config: TrainConfig, device: tor
             loss.backward()
     few = min(4, config.batch_size)
     kept = _line(2, _kept_bytes(learner.model, lambda: step(2)), few, _kept_bytes(learner.model, lambda: step(few)))
-    each = _seconds(lambda: step(few), device, 1) / few
-    large = max(few, min(config.batch_size, int(seconds / each), int(memory / max(kept[1], 1))) // 4 * 4)
-    half = max(2, large // 4 * 2)
+    large = few
+    while 2 * large <= min(config.batch_size, memory / max(kept[1], 1)) and _seconds(lambda: step(large), device, 1) < seconds / 2: large *= 2
+    half = max(2, large // 2)
     times = _line(half, _seconds(lambda: step(half), device), large, _seconds(lambda: step(large), device))
     optimiser = make_optimiser(learner.model, config.optimiser, 0., config.weight_decay, config.momentum)
     update = _seconds(optimiser.step, device, 2)
