@@ -79,7 +79,16 @@ def mistake(capsys, *arguments: str) -> str:
     ('train teacher --mixup 0.8', ['ldam', 'one label']),
     ('train teacher --network resnet51', ['resnet51']),
     ('train teacher --schedule linear', ["'linear'", 'steps']),
+    ('train teacher --network inception_v3 --loss ce', ['inception_v3', '28 px']),
     ('train deit --teacher-sees nothing', ["'nothing'", 'clean']),
+    ('train deit --teacher-family resnet', ["'resnet'", 'ldam']),
+    ('train deit-lt --rho 0.5 --dry-run', ['rho=0.5', 'below 1']),
+    ('train deit-lt --n-max 99999 --dry-run', ['1800', 'n_max']),
+    ('train deit-lt --dataset cifar10 --n-max 99999 --dry-run', ['4500', 'n_max']),
+    ('train deit-lt --dataset mnist --dry-run', ["unknown data set 'mnist'"]),
+    ('train deit-lt --student huge --dry-run', ["unknown preset 'huge'"]),
+    ('train teacher --deferred sampler --repeats 3 --dry-run', ['repeats=3', 'class']),
+    ('train deit-lt --recipe fashion-mnist-lt --order-seed 5', ['vitnb train teacher --recipe fashion-mnist-lt']),
     ('train vit --subset-seed -1', ['subset_seed=-1']),
     ('train vit --order-seed -1', ['order_seed=-1']),
     ('train vit --seed 99999999999999999999', ['seed=9']),
@@ -151,6 +160,13 @@ def test_checkpoints_that_do_not_fit(here, capsys):
     capsys.readouterr()
     assert main(['train', 'deit', *FAST, '--teacher', 'vit', '--out', 'taught']) == 0      # a student may teach too
     assert 'ViT of width 96' in capsys.readouterr().out
+    line = mistake(capsys, 'train', 'deit', *FAST, '--teacher', 'vit', '--teacher-size', '56')
+    assert '56 px' in line and 'cannot answer' in line
+    assert main(['train', 'deit', *FAST, '--teacher', 'vit', '--teacher-normalisation', 'own', '--epochs', '1', '--out', 'own']) == 0
+    capsys.readouterr()
+    assert main(['train', 'deit', *FAST, '--teacher', 'nowhere', '--dry-run']) == 0      # only the teacher is missing: the rest of the plan stands
+    said = capsys.readouterr().out
+    assert 'missing        no checkpoint nowhere' in said and 'without the teacher' in said
 
 
 def test_no_space_left(here, capsys, monkeypatch):

@@ -177,3 +177,28 @@ def test_pretrained_weights_that_cannot_be_had(monkeypatch):
 
 
 def test_recognise_needs_no_file(student): assert recognise_student(student.state_dict()) == student.config
+
+
+def test_a_student_without_a_dist_head_goes_out_and_comes_back(tmp_path):
+    from dataclasses import asdict, replace
+    from vitnb.models.student import save_weights
+    config = replace(student_config('nano', 28, 1, 5), use_dist=False)
+    alone, x = make_student(config, seed=3).eval(), torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    save_official(alone, tmp_path/'out.pth')
+    theirs = timm.models.deit.VisionTransformerDistilled(**config.for_timm()).eval()
+    theirs.load_state_dict(torch.load(tmp_path/'out.pth', weights_only=True)['model'], strict=True)
+    assert torch.allclose(theirs(x), alone(x).avg, atol=1e-6)                    # timm answers what the student answers
+    assert torch.equal(student_from_checkpoint(tmp_path/'out.pth')(x).cls.argmax(1), alone(x).cls.argmax(1))
+    save_weights(alone, tmp_path/'run.safetensors', config=asdict(config))
+    back = student_from_checkpoint(tmp_path/'run.safetensors')
+    assert back.config == config and torch.equal(back(x).dist, alone(x).cls)
+
+
+def test_a_transformer_may_teach_at_any_size(tmp_path):
+    from dataclasses import asdict
+    from vitnb.models.student import save_weights
+    config = TeacherConfig(network='vit_tiny_patch16_224', in_chans=1, num_classes=5, img_size=48, cosine=False)
+    net, x = make_teacher(config).eval(), torch.randn(2, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    save_weights(net, path := tmp_path/'model.safetensors', kind='teacher', config=asdict(config), img_size=48)
+    teacher, facts = at.any_teacher(path)
+    assert facts['size'] == 48 and torch.allclose(teacher(x), net(x), atol=1e-5) and teacher(torch.randn(2, 1, 96, 96)).shape == (2, 5)

@@ -9,11 +9,11 @@ from vitnb.data.batches import AugmentConfig, clean_view, make_batch
 from vitnb.data.longtail import by_size, class_counts, size_groups
 from vitnb.data.sampling import epoch_indices, sampled_steps
 from vitnb.data.sets import IMAGENET, DataConfig, ImageSet, LongTailed, long_tailed
-from vitnb.methods.deit import distillation_loss, listed_classes
+from vitnb.methods.deit import check_classes, distillation_loss, listed_classes
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.recipes import recipe
 from vitnb.models.student import TokenLogits
-from vitnb.models.any_teacher import AdaptedTeacher
+from vitnb.models.any_teacher import AdaptedTeacher, any_teacher
 from vitnb.training.loop import answers, fit, rate_at
 from vitnb.training.train import train
 from vitnb.training.losses import drw_epoch
@@ -126,6 +126,24 @@ def test_8_the_teachers_images_are_reduced_without_smoothing(data):
     AdaptedTeacher(Watch(), size=32).label(images)
     sharp, smooth = (torch.nn.functional.interpolate(images, (32, 32), mode='bicubic', antialias=a) for a in (False, True))
     assert torch.equal(seen[0], sharp) and (smooth - sharp).norm() > .5 * sharp.norm()   # the values themselves: nothing is normalised again
+
+
+def test_8_a_teacher_sees_images_of_the_size_it_learned_from(data):
+    from vitnb.core import packaged
+    teacher, facts = any_teacher(packaged('teachers', 'fashion-mnist-lt-100.safetensors'))
+    assert teacher.size == facts['size'] == 28 and teacher.adapt(torch.zeros(1, 1, 112, 112)).shape[-1] == 28
+    for method in ('teacher', 'paco'):                                                   # what they will write into their files
+        learner = dataclasses.replace(recipe(method, 'fashion-mnist-lt'), depth=8, data=DataConfig(n_max=100)).learner(data, CPU, False)
+        assert (learner.about['img_size'], learner.about['mixed']) == (28, False)
+
+
+def test_9_a_teacher_that_is_numbered_by_size_is_not_mapped(data):
+    names = tuple(f'class {c}' for c in reversed(range(10)))
+    listed = dataclasses.replace(data, train=dataclasses.replace(data.train, class_names=names))
+    with pytest.raises(UserError, match='leave --map-targets out'): check_classes('TEACHER', dict(class_names=names, mapped=True), listed)
+    check_classes('TEACHER', dict(class_names=names, mapped=False), listed)
+    check_classes('TEACHER', dict(class_names=None, mapped=True), listed)                # the authors' PaCo files say nothing
+    with pytest.raises(UserError, match='another data set'): check_classes('TEACHER', dict(class_names=names[::-1], mapped=False), listed)
 
 
 def test_9_classes_by_size_and_rho_the_right_way_round():

@@ -12,10 +12,10 @@ from .core import UserError, choose
 
 # %% auto #0
 __all__ = ['COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'resume_command', 'runs_command', 'report_command',
-           'watch_command', 'compare_command', 'names_apart', 'Import', 'import_command', 'export_command', 'Demo',
-           'demo', 'demo_settings', 'demo_table', 'usage', 'main']
+           'watch_command', 'compare_command', 'names_apart', 'Import', 'import_command', 'import_data',
+           'export_command', 'Demo', 'demo', 'demo_settings', 'demo_table', 'usage', 'main']
 
-# %% ../nbs/90_cli.ipynb #75239e2a
+# %% ../nbs/90_cli.ipynb #7f65e8d0
 def train_command(arguments: Sequence[str]):
     "train a method and write its run folder and report"
     from vitnb.methods.registry import method, methods
@@ -29,10 +29,12 @@ def train_command(arguments: Sequence[str]):
     start = kind() if name is None else _recipe(arguments[0], name)
     options = tyro.cli(_options(arguments[0], start), args=rest, prog=f'vitnb train {arguments[0]}', description=kind.__doc__,
                        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
-    if options.dry_run: dry_run(options.settings, arguments[0])
-    else: run_and_report(options.settings, arguments[0], options.out)
+    try:
+        if options.dry_run: dry_run(options.settings, arguments[0], name)
+        else: run_and_report(options.settings, arguments[0], options.out)
+    except UserError as e: raise UserError(_of_recipe(str(e), name)) from e
 
-# %% ../nbs/90_cli.ipynb #94138ba5
+# %% ../nbs/90_cli.ipynb #0e0a107c
 def _options(name: str, start) -> type:
     "A method's settings, beginning with those given, and what to do with them, as one set of options"
     import dataclasses
@@ -59,15 +61,19 @@ def _recipe(method: str, name: str):
     from vitnb.methods.recipes import recipe
     return recipe(method, name)
 
-# %% ../nbs/90_cli.ipynb #26c282c1
-def dry_run(config, name: str):
+def _of_recipe(text: str, name: str | None) -> str:
+    "Advice to train a teacher, for the recipe that was asked for"
+    return text.replace('`vitnb train teacher`', f'`vitnb train teacher --recipe {name}`') if name else text
+
+# %% ../nbs/90_cli.ipynb #01a7e066
+def dry_run(config, name: str, recipe: str | None = None):
     "Print what a training would do, and what it lacks"
     from vitnb.training.loop import check_settings
     from vitnb.training.plan import plan
     check_settings(config)
     lines, missing = plan(config, name)
     for title, text in lines: print(f'{title:14} {text}')
-    for text in missing: print(f'{"missing":14} {text}')
+    for text in missing: print(f'{"missing":14} {_of_recipe(text, recipe)}')
     if not missing: print(f'{"missing":14} nothing: leave --dry-run out to begin')
 
 def run_and_report(config, name: str, out: str | Path | None = None):
@@ -152,7 +158,7 @@ def watch_command(run: Path, every: float = 2.):
     from vitnb.widgets.monitor import watch
     watch(run, every)
 
-# %% ../nbs/90_cli.ipynb #95125cca
+# %% ../nbs/90_cli.ipynb #e6dca05d
 def compare_command(first: Path, second: Path, heads: tuple[str, str] | None = None):
     """compare two runs on the same test images
 
@@ -165,15 +171,19 @@ def compare_command(first: Path, second: Path, heads: tuple[str, str] | None = N
     from vitnb.training.runs import open_run
     runs = [open_run(first), open_run(second)]
     differences = compare_experts(*map(load_experts, runs), *(heads or ()))
-    print(comparison_table(differences, *names_apart(runs)))
-    print('\ninterval: 95 % of what other test images of the same kind would give; p: exact test of the images that only one of the two gets right')
+    print(comparison_table(differences, *names_apart(runs, heads)))
+    print('\ninterval: a 95 % interval for the difference in accuracy on other test images of the same kind; p: exact test of the images that only one of the two gets right')
 
-def names_apart(runs) -> list[str]:
-    "The methods of two runs, or their folders when the methods are the same"
-    methods = [r.config['method'] for r in runs]
-    return methods if len(set(methods)) > 1 else [r.path.name for r in runs]
+def names_apart(runs, heads: tuple[str, str] | None = None) -> list[str]:
+    "What tells two columns apart: the methods, or the folders with as many of their parents as it takes, and the heads that were asked for"
+    parts = [r.path.resolve().parts for r in runs]
+    names, n = [r.config['method'] for r in runs], 1
+    while len(set(names)) == 1 and n < max(map(len, parts)): names, n = ['/'.join(p[-n:]) for p in parts], n + 1
+    if len(set(names)) == 1: names = [r.path.name for r in runs]                # a run and itself
+    if heads: names = [f'{name} {head}' for name, head in zip(names, heads)]
+    return names if len(set(names)) > 1 else ['first', 'second']
 
-# %% ../nbs/90_cli.ipynb #3f8860bc
+# %% ../nbs/90_cli.ipynb #59cca02f
 @dataclass(frozen=True)
 class Import:
     "test a released checkpoint and keep it as a run"
@@ -184,9 +194,15 @@ class Import:
     family: str = 'auto'
     "of a teacher: ldam, paco or ce"
     recipe: str | None = None
-    "test it on the images of this recipe of deit-lt: cifar10-lt, cifar100-lt, …"
+    "test it on the images of this recipe, of deit-lt for a student and of teacher for a teacher: cifar10-lt, cifar100-lt, …"
+    dataset: str | None = None
+    "test it on these images instead: fashion-mnist, cifar10, imagefolder:PATH, …"
     rho: float | None = None
     "imbalance factor of the data it was trained on (default: that of the recipe)"
+    n_max: int | None = None
+    "images in the largest class of those (default: that of the recipe)"
+    order_seed: int | None = None
+    "seed of their class order (default: that of the recipe)"
     folder: str | None = None
     "where the data are (default: the cache folder)"
     lists: str | None = None
@@ -199,11 +215,16 @@ def import_command(options: Import):
     from vitnb.methods.imported import import_checkpoint
     from vitnb.training.metrics import accuracy_table
     from vitnb.widgets.report import write_report
-    config = _recipe('deit-lt', options.recipe or 'fashion-mnist-lt').data
-    given = {k: v for k in ('rho', 'folder', 'lists') if (v := getattr(options, k)) is not None}
-    run = import_checkpoint(options.file, replace(config, **given), options.out, options.family, options.device)
+    run = import_checkpoint(options.file, import_data(options), options.out, options.family, options.device)
     print(accuracy_table({k.upper(): v for k, v in run.status['test'].items()}, f'{options.file.name}, test %'))
     print(f'report: {write_report(run)}')
+
+def import_data(options: Import):    # a `DataConfig`
+    "The images that a student or a teacher of the recipe learns from: CIFAR's teachers see 32 px, its students 224"
+    from vitnb.models.checkpoints import read_checkpoint
+    kind = 'deit-lt' if 'dist_token' in read_checkpoint(options.file) else 'teacher'
+    given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
+    return replace(_recipe(kind, options.recipe or 'fashion-mnist-lt').data, **given)
 
 def export_command(run: Path, file: Path):
     """write a run's student for the official code and timm

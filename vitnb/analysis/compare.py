@@ -16,7 +16,7 @@ from ..training.metrics import group_accuracy, per_cent
 __all__ = ['bootstrap_differences', 'mcnemar', 'Difference', 'compare_answers', 'comparison_table', 'compare_experts',
            'SeedDifference', 'over_seeds']
 
-# %% ../../nbs/analysis/30_compare.ipynb #29ed7817
+# %% ../../nbs/analysis/30_compare.ipynb #d484fdf1
 def bootstrap_differences(first: np.ndarray, second: np.ndarray,      # (N,) whether each image was answered rightly
                           labels: np.ndarray, groups: Groups, samples: int = 2000, seed: int = 0,
                          ) -> dict[str, np.ndarray]:                  # overall, head, mid, tail → (samples,) points, second − first
@@ -27,7 +27,7 @@ def bootstrap_differences(first: np.ndarray, second: np.ndarray,      # (N,) whe
     for row, c in zip(drawn, present):
         d = change[labels == c]
         up, down, _ = random.multinomial(len(d), [(d > 0).mean(), (d < 0).mean(), (d == 0).mean()], size=samples).T
-        row[:] = 100 * (up - down) / len(d)
+        row[:] = 100 * (d.mean() + ((up - down) / len(d) - d.mean()) * np.sqrt(len(d) / max(len(d) - 1, 1)))
     parts = {'overall': present, **{g: np.intersect1d(classes, present) for g, classes in groups.items()}}
     return {name: drawn[np.isin(present, classes)].mean(0) if len(classes) else np.full(samples, np.nan) for name, classes in parts.items()}
 

@@ -16,8 +16,8 @@ from .vit import ViT
 from ..training.loop import TrainConfig
 
 # %% auto #0
-__all__ = ['STRONG', 'WEAK', 'paper_data', 'paper_student', 'students', 'full_student', 'teachers', 'contrastive_teachers',
-           'recipes', 'recipe']
+__all__ = ['STRONG', 'WEAK', 'paper_data', 'paper_student', 'students', 'full_student', 'teachers', 'in_distribution',
+           'contrastive_teachers', 'recipes', 'recipe']
 
 # %% ../../nbs/methods/90_recipes.ipynb #e8402d1d
 STRONG = AugmentConfig(crop='resized', rand_augment=True)
@@ -46,7 +46,7 @@ def full_student(kind: type) -> TrainConfig:
     "Fashion-MNIST at full size, for one GPU: all 6 000 images of the largest class, a deeper student, smaller patches"
     return kind(data=DataConfig(dataset='fashion-mnist-full'), student='tiny', patch_size=4, epochs=300, lr=1e-3)
 
-# %% ../../nbs/methods/90_recipes.ipynb #dc037bb3
+# %% ../../nbs/methods/90_recipes.ipynb #70bcde14
 WEAK = AugmentConfig(pad=4, erase=0, mixup=0, cutmix=0, smoothing=0)
 
 def teachers() -> dict[str, TrainConfig]:
@@ -54,10 +54,16 @@ def teachers() -> dict[str, TrainConfig]:
     cifar = lambda name: Teacher(data=DataConfig(dataset=name, order='label', val_fraction=0), augment=WEAK, depth=32, epochs=200, batch_size=128, lr=.1, schedule='steps',
                                  step_factor=.01, weight_decay=2e-4, sam_rho=.8, drw_start=.8)
     large = lambda name, lr, decay: Teacher(data=paper_data(name), augment=replace(WEAK, crop='resized'), network='resnet50', epochs=90, batch_size=256, lr=lr,
-                                            weight_decay=decay, max_margin=.3, sam_rho=.1, drw_start=60 / 90)
-    return {'fashion-mnist-lt': Teacher(), 'fashion-mnist-lt-full': Teacher(data=DataConfig(dataset='fashion-mnist-full'), depth=32, epochs=200),
+                                            warmup_epochs=0, weight_decay=decay, max_margin=.3, sam_rho=.1, drw_start=60 / 90)
+    flat = {'fashion-mnist-lt': Teacher(), 'fashion-mnist-lt-full': Teacher(data=DataConfig(dataset='fashion-mnist-full'), depth=32, epochs=200),
             'cifar10-lt': cifar('cifar10'), 'cifar100-lt': cifar('cifar100'),
             'imagenet-lt': large('imagenet-lt', .2, 2e-4), 'inaturalist-2018': large('inaturalist18', .1, 1e-4)}
+    return flat | {f'{name}-in-distribution': in_distribution(teacher) for name, teacher in flat.items()}
+
+def in_distribution(teacher: Teacher) -> Teacher:
+    "The other kind of teacher, DeiT's own: plain cross-entropy, never re-weighted, not flat, on images as strongly augmented and mixed as the student's"
+    large = teacher.data.dataset not in ('fashion-mnist', 'fashion-mnist-full')
+    return replace(teacher, loss='ce', drw_start=1., sam_rho=0., augment=STRONG if large else AugmentConfig())
 
 def contrastive_teachers() -> dict[str, TrainConfig]:
     "Recipes of the PaCo + SAM teacher"

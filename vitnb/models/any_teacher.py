@@ -22,7 +22,7 @@ from .teacher import ResNet, fold_batch_norms, load_teacher
 
 # %% auto #0
 __all__ = ['BRIGHTNESS', 'MeanStd', 'resize', 'size_class_map', 'check_class_map', 'to_channels', 'AdaptedTeacher', 'Source',
-           'timm_source', 'teacher_source', 'any_teacher']
+           'timm_source', 'NoTeacher', 'teacher_source', 'any_teacher']
 
 # %% ../../nbs/models/30_any_teacher.ipynb #dcc0b518
 def resize(images: Tensor,            # (B, C, H, W)
@@ -156,7 +156,17 @@ def timm_source(name: str,                   # as timm calls it
     cfg = network.pretrained_cfg
     return Source(network.eval(), name, network.num_classes, cfg['input_size'][-1], (cfg['mean'], cfg['std']), file=file)
 
-# %% ../../nbs/models/30_any_teacher.ipynb #fe5fffca
+# %% ../../nbs/models/30_any_teacher.ipynb #eb563b9e
+class NoTeacher(UserError):
+    "The teacher is not there, or cannot be used for these images"
+
+def _known(about: dict) -> dict:      # size and mean_std, where they are known
+    "What a header of vitnb says about the images that the network was trained on"
+    ours, side = about.get('kind') in ('teacher', 'student'), about.get('img_size')
+    return dict(size=side if ours and type(side) is int and side > 0 else None,
+                mean_std=(about['mean'], about['std']) if ours and {'mean', 'std'} <= about.keys() else None)
+
+# %% ../../nbs/models/30_any_teacher.ipynb #8d5d7b99
 def teacher_source(teacher: str | Path,      # timm:NAME, timm:NAME@FILE, a run folder, or a file
                    family: str = 'auto',     # of an official teacher: ldam, paco or ce
                   ) -> Source:
@@ -166,22 +176,22 @@ def teacher_source(teacher: str | Path,      # timm:NAME, timm:NAME@FILE, a run 
         return timm_source(name, Path(file).expanduser() if file else None)
     path = Path(teacher).expanduser()
     if path.is_dir(): path = path/'model.safetensors'
-    weights = read_checkpoint(path)
-    about = read_header(path)
-    ours = isinstance(about, dict) and about.get('kind') == 'teacher'       # a run of vitnb trained it on the images as they are, and says how it normalised them
-    stats = (about['mean'], about['std']) if ours and {'mean', 'std'} <= about.keys() else None
+    weights, about = read_checkpoint(path), read_header(path)
+    ours, known = about.get('kind') == 'teacher', _known(about)
     if ours and isinstance(shape := about.get('config'), dict) and shape.get('network', 'cifar') != 'cifar':
         network = load_teacher(path)[0]
-        return Source(fold_batch_norms(network), network.config.network, network.config.num_classes, None, stats, about, path)
+        return Source(fold_batch_norms(network), network.config.network, network.config.num_classes, about=about, file=path, **known)
     if 'dist_token' in weights:
         network = student_from_checkpoint(path)
-        return Source(network, f'ViT of width {network.config.embed_dim}', network.config.num_classes, network.config.img_size, None, about, path)
+        return Source(network, f'ViT of width {network.config.embed_dim}', network.config.num_classes, about=about, file=path, **(known | dict(size=network.config.img_size)))
     network = teacher_from_checkpoint(path, family)
-    if isinstance(network, ResNet): return Source(fold_batch_norms(network), f'ResNet-{network.config.depth}', network.config.num_classes, None if ours else 32, stats, about, path)
+    if isinstance(network, ResNet):
+        if not ours: known['size'] = 32
+        return Source(fold_batch_norms(network), f'ResNet-{network.config.depth}', network.config.num_classes, about=about, file=path, **known)
     classes = next(p.shape[0] if hasattr(network.fc, 'bias') else p.shape[1] for n, p in network.fc.named_parameters() if n == 'weight')
     return Source(fold_batch_norms(network), f'ResNet of {sum(isinstance(m, nn.Conv2d) for m in network.modules())} convolutions', classes, None, None, about, path)
 
-# %% ../../nbs/models/30_any_teacher.ipynb #01720810
+# %% ../../nbs/models/30_any_teacher.ipynb #5bef6b44
 def any_teacher(teacher: str | Path,                             # timm:NAME, timm:NAME@FILE, a run folder, or a file
                 size: int | None = None,                         # pixels a side; None: the teacher's own
                 antialias: bool = False,                         # filter before shrinking; False as in the published runs
@@ -191,14 +201,15 @@ def any_teacher(teacher: str | Path,                             # timm:NAME, ti
                 family: str = 'auto', bf16: bool = False,
                ) -> tuple[AdaptedTeacher, dict]:                 # facts for the run
     "A teacher of any kind, ready to label the student's images"
-    source = teacher_source(teacher, family)
+    try: source = teacher_source(teacher, family)
+    except UserError as e: raise NoTeacher(str(e)) from e
     if isinstance(normalisation, str) and normalisation not in ('student', 'own'): raise UserError(f'unknown normalisation {normalisation!r}: choose one of student, own')
     stats = None if normalisation == 'student' else source.mean_std if normalisation == 'own' else normalisation
-    if normalisation == 'own' and stats is None: raise UserError(f'{teacher} does not say how its images were normalised: give its mean and deviation')
+    if normalisation == 'own' and stats is None: raise UserError(f'{teacher} does not say how its images were normalised: leave its normalisation as it is (student)')
     if class_map is not None and len(class_map) != source.num_classes: raise UserError(f'the class map is for {len(class_map)} classes, the teacher {teacher} has {source.num_classes}')
     adapted = AdaptedTeacher(source.network, size or source.size, antialias, stats, student_mean_std, class_map, bf16)
     facts = dict(name=source.name, file=source.file and source.file.name, sha256=source.file and sha256(source.file.read_bytes()).hexdigest(),
                  num_classes=source.num_classes, in_chans=adapted.in_chans, size=adapted.size, antialias=antialias,
                  normalisation=normalisation if isinstance(normalisation, str) else 'given', mapped=class_map is not None,
-                 class_names=source.about.get('class_names'), fingerprint=source.about.get('fingerprint'))
+                 class_names=source.about.get('class_names'), fingerprint=source.about.get('fingerprint'), mixed=source.about.get('mixed'))
     return adapted, facts

@@ -126,19 +126,20 @@ def recognise_student(weights: dict[str, Tensor],        # state dict with timm'
     preset = next((p for p in PRESETS.values() if p['embed_dim'] == width), {})
     return StudentConfig(grid * patch, patch, channels, classes, width, len(blocks), _heads(width, num_heads, path), preset.get('drop_path_rate', 0.))
 
-# %% ../../nbs/models/20_checkpoints.ipynb #c039a60b
+# %% ../../nbs/models/20_checkpoints.ipynb #11b84fb2
 def read_header(path: str | Path) -> dict:   # empty where there is none
     "What vitnb wrote into a safetensors file beside the weights; any other file has nothing to say"
     with open(path, 'rb') as file: about = read_about(Path(path)) if file.read(9)[8:] == b'{' else {}
     return about if isinstance(about, dict) else {}
 
-def _header_shape(path) -> dict:   # num_heads and drop_path_rate, where they make sense
+def _header_shape(path) -> dict:   # num_heads, drop_path_rate and use_dist, where they make sense
     "What the header adds to the shapes of the weights"
     config = read_header(path).get('config')
-    heads, drop = (config.get(k) if isinstance(config, dict) else None for k in ('num_heads', 'drop_path_rate'))
-    return (dict(num_heads=heads) if type(heads) is int else {}) | (dict(drop_path_rate=drop) if type(drop) in (int, float) and 0 <= drop < 1 else {})
+    heads, drop, dist = (config.get(k) if isinstance(config, dict) else None for k in ('num_heads', 'drop_path_rate', 'use_dist'))
+    return {k: v for k, v, fits in (('num_heads', heads, type(heads) is int), ('drop_path_rate', drop, type(drop) in (int, float) and 0 <= drop < 1),
+                                    ('use_dist', dist, type(dist) is bool)) if fits}
 
-# %% ../../nbs/models/20_checkpoints.ipynb #1f3c472a
+# %% ../../nbs/models/20_checkpoints.ipynb #da56fce1
 def student_from_checkpoint(path: str | Path,
                             img_size: int | None = None,    # pixels a side; None: as the checkpoint
                             num_heads: int | None = None,   # needed only where neither preset nor 64 a head is right
@@ -147,14 +148,14 @@ def student_from_checkpoint(path: str | Path,
     weights = read_checkpoint(path)
     ours = _header_shape(path)
     config = recognise_student(weights, path, num_heads or ours.get('num_heads'))
-    student = Student(replace(config, drop_path_rate=ours.get('drop_path_rate', config.drop_path_rate)))
+    student = Student(replace(config, **{k: v for k, v in ours.items() if k != 'num_heads'}))
     load_weights(student, weights, path)
     if img_size not in (None, config.img_size):
         if img_size < config.patch_size: raise UserError(f'image size {img_size} is smaller than a patch of {config.patch_size} px')
         student = resized_student(student, img_size)
     return student.eval()
 
-# %% ../../nbs/models/20_checkpoints.ipynb #8d21e7b8
+# %% ../../nbs/models/20_checkpoints.ipynb #b05fee62
 FAMILIES = ('auto', 'ldam', 'paco', 'ce')
 UNUSED = ('encoder_q.fc.', 'encoder_k.', 'queue', 'linear_k.')     # parts of PaCo that serve its loss
 
@@ -165,7 +166,7 @@ def _teacher_weights(weights: dict[str, Tensor], family: str, path) -> tuple[dic
     elif not any(k.startswith('linear.') for k in weights): weights = {re.sub(r'^fc\.', 'linear.', k): v for k, v in weights.items()}
     _teacher_shape(weights, 'linear.weight', path, 2)
     found = 'paco' if paco else 'ce' if 'linear.bias' in weights else 'ldam'
-    if choose('family', family, FAMILIES) not in ('auto', found): raise UserError(f'{path} has the form of the family {found}, not {family}: give family="{found}"')
+    if choose('family', family, FAMILIES) not in ('auto', found): raise UserError(f'{path} has the form of the family {found}, not {family}: say {found} or auto (--family, for the teacher of a student --teacher-family)')
     return weights, found == 'ldam'
 
 def _teacher_shape(weights: dict[str, Tensor], name: str, path, sizes: int) -> tuple[int, ...]:
@@ -203,8 +204,10 @@ def teacher_from_checkpoint(path: str | Path,
     load_weights(network, weights, path)
     return network.eval()
 
-# %% ../../nbs/models/20_checkpoints.ipynb #fbb2552b
+# %% ../../nbs/models/20_checkpoints.ipynb #5a1b9747
 def save_official(student: Student, path: str | Path):
     "Write a `.pth` file with {'model': state dict}, as DeiT, DeiT-LT and timm read it"
     weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in student.state_dict().items()}
+    if not student.config.use_dist:
+        for part in ('weight', 'bias'): weights[f'head_dist.{part}'].zero_(); weights[f'head.{part}'].mul_(2)
     with whole_file(path) as temporary, open(temporary, 'wb') as file: torch.save(dict(model=weights), file)

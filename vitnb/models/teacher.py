@@ -15,7 +15,7 @@ from ..core import UserError, choose
 from .student import load_weights, read_weights
 
 # %% auto #0
-__all__ = ['BasicBlock', 'CosineHead', 'TeacherConfig', 'ResNet', 'TimmNetwork', 'build_teacher', 'make_teacher',
+__all__ = ['BasicBlock', 'CosineHead', 'TeacherConfig', 'ResNet', 'TimmNetwork', 'build_teacher', 'make_teacher', 'check_answers',
            'fold_batch_norms', 'load_teacher']
 
 # %% ../../nbs/models/10_teacher.ipynb #4bc4e642
@@ -41,7 +41,7 @@ class CosineHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0)
 
-# %% ../../nbs/models/10_teacher.ipynb #3ca5649b
+# %% ../../nbs/models/10_teacher.ipynb #57f4bee5
 @dataclass(frozen=True)
 class TeacherConfig:
     "The shape of a CIFAR-style residual network"
@@ -50,6 +50,7 @@ class TeacherConfig:
     num_classes: int = 10
     cosine: bool = True         # cosine head (LDAM), otherwise a linear one
     network: str = 'cifar'      # 'cifar': this one, of that depth; otherwise the name of a timm model, such as resnet50
+    img_size: int | None = None # for the timm models that are made for one side in pixels, such as transformers
 
 class ResNet(nn.Module):
     "Residual network for small images (He et al. 2016, section 4.2)"
@@ -73,17 +74,24 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return self.linear(self.forward_features(x))
 
-# %% ../../nbs/models/10_teacher.ipynb #8a93229d
+# %% ../../nbs/models/10_teacher.ipynb #ec1fa5f4
 class TimmNetwork(nn.Module):
     "A timm model under one of our heads"
     def __init__(self, config: TeacherConfig):
         super().__init__()
-        try: self.body = timm.create_model(config.network, num_classes=0, in_chans=config.in_chans)
-        except (RuntimeError, TypeError) as e: raise UserError(f"network {config.network!r} is not 'cifar' and no model that timm can make ({e})") from e
+        self.body = _timm_body(config)
         self.config, self.linear = config, (CosineHead if config.cosine else nn.Linear)(self.body.num_features, config.num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor: return self.body(x)     # (B, D) pooled
     def forward(self, x: Tensor) -> Tensor: return self.linear(self.forward_features(x))
+
+def _timm_body(config: TeacherConfig) -> nn.Module:
+    "A timm model without a classifier, for the configured image size where it takes one"
+    for size in ([] if config.img_size is None else [dict(img_size=config.img_size)]) + [{}]:
+        try: return timm.create_model(config.network, num_classes=0, in_chans=config.in_chans, **size)
+        except TypeError as e: error = e                      # it knows no img_size
+        except Exception as e: raise UserError(f"network {config.network!r} is not 'cifar' and no model that timm can make here ({e})") from e
+    raise UserError(f"network {config.network!r} is no model that timm can make ({error})") from error
 
 # %% ../../nbs/models/10_teacher.ipynb #862f57c0
 def build_teacher(config: TeacherConfig) -> ResNet | TimmNetwork:
@@ -95,6 +103,17 @@ def make_teacher(config: TeacherConfig = TeacherConfig(), seed: int = 0) -> ResN
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_teacher(config)
+
+# %% ../../nbs/models/10_teacher.ipynb #323de517
+@torch.no_grad()
+def check_answers(network: nn.Module, channels: int, side: int,     # of the images, in pixels
+                  name: str):                                       # of the network, for the message
+    "Raise a `UserError` when a network cannot answer an image of that size"
+    training, device = network.training, next((p.device for p in network.parameters()), 'cpu')
+    try: network.eval()(torch.zeros(1, channels, side, side, device=device))
+    except (AssertionError, RuntimeError, ValueError) as e:
+        raise UserError(f'{name} cannot answer images of {side} px ({(str(e).splitlines() or [type(e).__name__])[0][:200]}): choose another size, or another network') from e
+    finally: network.train(training)
 
 # %% ../../nbs/models/10_teacher.ipynb #8607cbd6
 def fold_batch_norms(model: nn.Module) -> nn.Module:

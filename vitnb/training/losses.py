@@ -41,7 +41,7 @@ def ldam_loss(cosines: Tensor,                 # (B, C) in [-1, 1]
     shifted = cosines.float() - F.one_hot(labels, cosines.shape[1]) * margins[labels][:, None]
     return cross_entropy(scale * shifted, labels, weight)
 
-# %% ../../nbs/training/02_losses.ipynb #60ef70f1
+# %% ../../nbs/training/02_losses.ipynb #24cb0f7d
 def focal_loss(logits: Tensor,                  # (B, C)
                labels: Tensor,                  # (B,)
                gamma: float = 2,
@@ -49,7 +49,8 @@ def focal_loss(logits: Tensor,                  # (B, C)
               ) -> Tensor:
     "Focal loss; with class weights divided by the batch's sum of weights"
     log_p = logits.float().log_softmax(1).gather(1, labels[:, None])[:, 0]
-    each = -(1 - log_p.exp()) ** gamma * log_p
+    wrong = (1 - log_p.exp()).clamp(min=torch.finfo(torch.float32).tiny)     # a root has no slope at 0
+    each = -wrong ** gamma * log_p
     return each.mean() if weight is None else (weight[labels] * each).sum() / weight_share(weight[labels])
 
 # %% ../../nbs/training/02_losses.ipynb #9f5448ca
