@@ -183,7 +183,7 @@ def names_apart(runs, heads: tuple[str, str] | None = None) -> list[str]:
     if heads: names = [f'{name} {head}' for name, head in zip(names, heads)]
     return names if len(set(names)) > 1 else ['first', 'second']
 
-# %% ../nbs/90_cli.ipynb #59cca02f
+# %% ../nbs/90_cli.ipynb #022d58a7
 @dataclass(frozen=True)
 class Import:
     "test a released checkpoint and keep it as a run"
@@ -226,6 +226,7 @@ def import_data(options: Import):    # a `DataConfig`
     given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
     return replace(_recipe(kind, options.recipe or 'fashion-mnist-lt').data, **given)
 
+# %% ../nbs/90_cli.ipynb #47179ff7
 def export_command(run: Path, file: Path):
     """write a run's student for the official code and timm
 
