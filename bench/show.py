@@ -28,6 +28,11 @@ def step(saved: dict) -> str:
            lines(['student', 'data', 'teacher', 'student', 'optimiser', "the others' data"], pieces)
 
 
+def profile(saved: dict) -> str:
+    kinds = list(next(iter(saved['shapes'].values()))['per_cent'])
+    return lines(['per cent of our step', *[s['shape'] for s in saved['shapes'].values()]], [[k, *[f'{s["per_cent"][k]:.0f}' for s in saved['shapes'].values()]] for k in kinds])
+
+
 def startup(saved: dict) -> str:
     return lines(['command', 'CPU ms', '× python'], [[f'`{n}`', f'{1000 * r["cpu_seconds"]:.0f}', f'{r["times_python"]:.1f}'] for n, r in saved['commands'].items()])
 
@@ -47,7 +52,7 @@ def time_to_accuracy(saved: dict) -> str:
                  [[s, f'{r["goal"]:.1%}', f'{r["official_seconds"]:.0f}', cell(r['our_seconds'], '.0f'), cell(r['ratio'], '.2f')] for s, r in saved['summary'].items()])
 
 
-TITLES = dict(step='The training step', time_to_accuracy='Time to accuracy', startup='Start-up', memory='Memory', gpu='On a GPU')
+TITLES = dict(step='The training step', profile='On what the step is spent', time_to_accuracy='Time to accuracy', startup='Start-up', memory='Memory', gpu='On a GPU')
 
 def everything() -> str:
     "All tables there are results for"

@@ -8,7 +8,8 @@ teacher (ResNet-32) and 128 images a step. Each is a process of its own with one
 what is compared is CPU time.
 """
 from common import apart, asked_apart, in_turn, options, peak_variants, peaks, ratio, table, write     # first: it sets the number of threads
-import warnings
+import os, shutil, warnings
+os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')     # the measured processes may not start others
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.optim import create_optimizer_v2
@@ -33,7 +34,7 @@ RECIPE = AugmentConfig(pad=4, rand_augment=True)      # what the other two do wi
 
 class Ours:
     "A step as vitnb's loop makes it"
-    def __init__(self, shape, teacher, data, batch_size: int, attention: str = 'auto', cached: bool = False):
+    def __init__(self, shape, teacher, data, batch_size: int, attention: str = 'auto', cached: bool = False, compiled: bool = False):
         self.data, self.batch_size, self.i, self.steps = data, batch_size, 0, len(data.train) // batch_size
         self.bf16 = choose_bf16('auto', CPU)
         self.model = make_student(shape, SEED).train()
@@ -41,6 +42,7 @@ class Ours:
         self.teacher = AdaptedTeacher(fold_batch_norms(teacher), bf16=self.bf16)
         self.optimiser = make_optimiser(self.model, 'adamw', 2e-3, .05)
         self.loss = distilling(self.teacher)
+        if compiled: self.model.compile()
         if cached:     # the labels of the same batches, asked for once
             taught = [self.teacher.label(self.batch(i).images).clone() for i in range(self.steps)]
             self.loss = lambda model, batch, epoch: distillation_loss(model(batch.images), batch.targets, taught[self.i])
@@ -121,7 +123,14 @@ def kept_acts(make) -> dict:
     return {'ours, labels kept': make()}
 
 
-VARIANTS = ('official-style', 'timm, fp32', 'timm, bf16', 'ours', 'ours, labels kept')
+def compiled_acts(make) -> dict:
+    "Our step with a compiled student, its labels computed and from before"
+    keep_freed_memory()
+    return {'ours, compiled': make(False), 'ours, compiled, labels kept': make(True)}
+
+
+COMPILER = shutil.which('g++') or shutil.which('clang++')      # without one torch.compile cannot be measured on a CPU
+VARIANTS = ('official-style', 'timm, fp32', 'timm, bf16', 'ours', 'ours, labels kept', *(['ours, compiled', 'ours, compiled, labels kept'] if COMPILER else []))
 
 def compare(name: str, rounds: int, batch_size: int) -> dict:
     "All variants at one size"
@@ -132,7 +141,8 @@ def compare(name: str, rounds: int, batch_size: int) -> dict:
     torch.manual_seed(SEED)
     given, operations = (shape, network, data, batch_size), peak_variants()[1]
     builders = [lambda: their_acts(lambda: Official(*given), shape, data, batch_size), lambda: {'timm, fp32': Timm(*given, False)}, lambda: {'timm, bf16': Timm(*given, True)},
-                lambda: our_acts(lambda: Ours(*given, attention[0])), lambda: kept_acts(lambda: Ours(*given, attention[0], cached=True)), lambda: peak_variants()[0]]
+                lambda: our_acts(lambda: Ours(*given, attention[0])), lambda: kept_acts(lambda: Ours(*given, attention[0], cached=True)),
+                *([lambda: compiled_acts(lambda cached: Ours(*given, attention[0], cached=cached, compiled=True))] if COMPILER else []), lambda: peak_variants()[0]]
     with apart(builders) as acts: times = in_turn(acts, rounds, warm=2, report=name, clock=lambda act: act())
     peak = peaks(times, operations)
     return dict(shape=WORDS[name], tokens=(shape.img_size // shape.patch_size)**2 + 2, attention=f'{attention[0]} ({attention[1]})', bf16=bf16, batch_size=batch_size, rounds=rounds,

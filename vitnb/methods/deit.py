@@ -28,17 +28,17 @@ from ..training.plan import StandIn
 __all__ = ['distillation_loss', 'find_teacher', 'packaged_teachers', 'frozen_teacher', 'check_classes', 'teacher_notes',
            'Distilled', 'listed_classes', 'distilling', 'DeiT']
 
-# %% ../../nbs/methods/30_deit.ipynb #4688e52c
+# %% ../../nbs/methods/30_deit.ipynb #bf8f00d4
 def distillation_loss(logits: TokenLogits,
                       targets: Tensor,                       # (B,) or (B, C) what CLS learns
                       teacher_labels: Tensor,                # (B,) what DIST learns
                       class_weights: Tensor | None = None,   # (C,) for the DIST part, by teacher label
                       alpha: float = .5,                     # share of the DIST part
-                     ) -> dict[str, Tensor]:                 # 'loss', and its 'cls' and 'dist' shares
+                     ) -> dict[str, Tensor]:                 # 'loss', its 'cls' and 'dist' shares, and how different the tokens are
     "(1 − α) CE(CLS, y) + α CE(DIST, teacher)"
     cls = (1 - alpha) * cross_entropy(logits.cls, targets)
     dist = alpha * cross_entropy(logits.dist, teacher_labels, class_weights)
-    return dict(loss=cls + dist, cls=cls, dist=dist)
+    return dict(loss=cls + dist, cls=cls, dist=dist) | ({} if logits.diversity is None else dict(diversity=logits.diversity))
 
 # %% ../../nbs/methods/30_deit.ipynb #2b9b596c
 def find_teacher(teacher: str, data: LongTailed) -> str:   # what `any_teacher` takes

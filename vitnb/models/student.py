@@ -22,11 +22,12 @@ __all__ = ['PRESETS', 'TokenLogits', 'StudentConfig', 'Student', 'default_patch_
            'resized_student', 'attention_seconds', 'AttentionChoice', 'choose_attention', 'save_weights', 'read_about',
            'read_weights', 'load_weights']
 
-# %% ../../nbs/models/00_student.ipynb #a83fa4c3
+# %% ../../nbs/models/00_student.ipynb #61c46c89
 class TokenLogits(NamedTuple):
     "What a student says about each image"
     cls: Tensor      # (B, C) logits of the class token
     dist: Tensor     # (B, C) logits of the distillation token
+    diversity: Tensor | None = None     # mean of 1 − cos(CLS, DIST) over the images
 
     @property
     def avg(self) -> Tensor: return (self.cls + self.dist) / 2
@@ -49,7 +50,7 @@ class StudentConfig:
         "What timm's `VisionTransformerDistilled` is made with"
         return {k: v for k, v in asdict(self).items() if k != 'use_dist'}
 
-# %% ../../nbs/models/00_student.ipynb #2986106d
+# %% ../../nbs/models/00_student.ipynb #feead236
 class Student(VisionTransformerDistilled):
     "timm's distilled Vision Transformer that returns `TokenLogits`, in training and in evaluation alike"
     def __init__(self, config: StudentConfig = StudentConfig()):
@@ -60,7 +61,8 @@ class Student(VisionTransformerDistilled):
     def forward_head(self, x: Tensor, pre_logits: bool = False):
         if pre_logits: return super().forward_head(x, pre_logits=True)
         cls = self.head(self.head_drop(x[:, 0]))
-        return TokenLogits(cls, self.head_dist(self.head_drop(x[:, 1])) if self.config.use_dist else cls)
+        with torch.no_grad(): diversity = 1 - F.cosine_similarity(x[:, 0].float(), x[:, 1].float()).mean()
+        return TokenLogits(cls, self.head_dist(self.head_drop(x[:, 1])) if self.config.use_dist else cls, diversity)
 
 # %% ../../nbs/models/00_student.ipynb #9f0664b7
 PRESETS = dict(nano=dict(embed_dim=96, depth=6, num_heads=3, drop_path_rate=.05),
