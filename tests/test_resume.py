@@ -1,5 +1,5 @@
 "Nothing is lost: killed, interrupted, diverged, altered or out of disk, a run goes on from its last state or says why it cannot"
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -68,7 +68,7 @@ def test_killed_at_random_moments():
     "Eight kills; `python tests/kills.py` does fifty"
     said = subprocess.run([sys.executable, Path(__file__).with_name('kills.py'), '--kills', '8', '--seed', '3'], capture_output=True, text=True,
                           env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=600)
-    assert said.returncode == 0 and '8 of 8' in said.stdout, said.stdout[-3000:] + said.stderr[-3000:]
+    assert said.returncode == 0 and re.search(r'(\d+) of \1 runs ended .* the [89] kills struck', said.stdout), said.stdout[-3000:] + said.stderr[-3000:]
 
 
 def test_labels_from_the_cache_give_the_same_student(here, data, teacher):
