@@ -78,11 +78,12 @@ def _torch_call(name: str, module: nn.MultiheadAttention, query: Tensor, key: Te
         parts.append(x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2))
     return Call(name, *parts, scale=module.head_dim ** -.5)
 
-# %% ../../nbs/analysis/10_attention.ipynb #46649b4a
+# %% ../../nbs/analysis/10_attention.ipynb #28a8ee61
 @contextmanager
 def listening(model: nn.Module,
               hear: Callable[[Call], Tensor | None],     # told of each call; weights (B, H, N, N) that it returns are used instead of the model's
               fused: bool = False,                       # let timm's blocks use the fused call, which alone shows queries, keys and values
+              names: Sequence[str] | None = None,        # the modules of interest, when they are known: only calls from inside these have a name
              ) -> Iterator[None]:
     "Inside the block `hear` is told of all attention of the model, which is in evaluation mode"
     mode = _Mode(hear)
@@ -91,30 +92,28 @@ def listening(model: nn.Module,
             def torch_hook(m, args, kwargs): hear(_torch_call(name, m, *args[:3], **{k: v for k, v in kwargs.items() if k in ('query', 'key', 'value')}))
             return [module.register_forward_pre_hook(torch_hook, with_kwargs=True)]
         if name.endswith('attn_drop'): return [module.register_forward_hook(lambda m, inputs, out: hear(Call(name.rpartition('.')[0], given=inputs[0])))]
-        if not any(module.children()): return []
+        if name not in names if names is not None else not module._modules: return []
         return [module.register_forward_pre_hook(lambda m, inputs: mode.inside.append(name)),
                 module.register_forward_hook(lambda m, inputs, out: mode.inside.__delitem__(-1), always_call=True)]
-    device = next((p.device.type for p in model.parameters()), 'cpu')
-    with _for_a_look(model, fused), torch.autocast(device, enabled=False), ExitStack() as hooks:
-        for name, module in model.named_modules():
+    device, modules = next((p.device.type for p in model.parameters()), 'cpu'), dict(model.named_modules())
+    with _for_a_look(modules.values(), fused), torch.autocast(device, enabled=False), ExitStack() as hooks:
+        for name, module in modules.items():
             for handle in attached(name, module): hooks.callback(handle.remove)
-        if not any(isinstance(m, nn.MultiheadAttention) for m in model.modules()): hooks.enter_context(mode)
+        if not any(isinstance(m, nn.MultiheadAttention) for m in modules.values()): hooks.enter_context(mode)
         yield
 
-# %% ../../nbs/analysis/10_attention.ipynb #5c16d39c
+# %% ../../nbs/analysis/10_attention.ipynb #1be4325a
 @contextmanager
-def _for_a_look(model: nn.Module, fused: bool = False) -> Iterator[None]:
+def _for_a_look(modules: Iterable[nn.Module], fused: bool = False) -> Iterator[None]:
     "Evaluation mode, and timm's fused attention if asked for, inside the block; what each module had before afterwards"
-    modules = list(model.modules())
-    before = [(m.training, getattr(m, 'fused_attn', None)) for m in modules]
-    model.eval()
-    for m in modules:
-        if fused and hasattr(m, 'fused_attn'): m.fused_attn = True
+    learning = [m for m in modules if m.training]
+    written_out = [m for m in modules if fused and not m.__dict__.get('fused_attn', True)]
+    for m in learning: m.training = False
+    for m in written_out: m.fused_attn = True
     try: yield
     finally:
-        for m, (training, own) in zip(modules, before):
-            m.training = training
-            if own is not None: m.fused_attn = own
+        for m in learning: m.training = True
+        for m in written_out: m.fused_attn = False
 
 # %% ../../nbs/analysis/10_attention.ipynb #7b095be2
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ class Attention:
     @property
     def prefix(self) -> int: return len(self.tokens)
 
-# %% ../../nbs/analysis/10_attention.ipynb #89998478
+# %% ../../nbs/analysis/10_attention.ipynb #b37622e5
 def _chosen(layout: Layout, blocks: Sequence[int] | None) -> tuple[int, ...]:
     "Block numbers from 0; negative ones count from the end"
     depth = len(layout.names)
@@ -216,10 +215,10 @@ def attention_maps(model: nn.Module,
         if (place := places.get(call.name)) is None: return
         if call.given is not None or call.bias is not None: maps[place] = call.weights()
         else: torch.softmax(torch.matmul(call.query.float() * call.scale, call.key.float().transpose(-2, -1), out=maps[place]), -1, out=maps[place])
-    with torch.no_grad(), listening(model, hear): model(images)
+    with torch.no_grad(), listening(model, hear, names=layout.names): model(images)
     return Attention(maps.transpose(0, 1).cpu().numpy(), layout.tokens, layout.grid, layout.patch, chosen)
 
-# %% ../../nbs/analysis/10_attention.ipynb #a874a7ed
+# %% ../../nbs/analysis/10_attention.ipynb #d7b3676d
 @dataclass(frozen=True)
 class HeadVectors:
     "Queries, keys and values of a few images, as the heads compare them (after any norm and rotation)"
@@ -238,7 +237,7 @@ def head_vectors(model: nn.Module,
     chosen, heard = _chosen(layout, blocks), {}
     def hear(call):
         if call.query is not None: heard[call.name] = [t.float().cpu() for t in (call.query, call.key, call.value)]
-    with torch.no_grad(), listening(model, hear, fused=True): model(images)
+    with torch.no_grad(), listening(model, hear, True, layout.names): model(images)
     if missing := [layout.names[b] for b in chosen if layout.names[b] not in heard]: raise UserError(f'{missing[0]} does not show its queries, keys and values: only attention that can be fused does')
     return HeadVectors(*(torch.stack(t, 1).numpy() for t in zip(*(heard[layout.names[b]] for b in chosen))), layout, chosen)
 
@@ -278,7 +277,7 @@ class HeadNumbers:
 
     def __len__(self) -> int: return len(self.rows)
 
-# %% ../../nbs/analysis/10_attention.ipynb #2e62dcbf
+# %% ../../nbs/analysis/10_attention.ipynb #eef47310
 def head_numbers(model: nn.Module,
                  images: Tensor,                          # (B, channels, height, width) normalised
                  blocks: Sequence[int] | None = None,     # numbers from 0, or from the end; None: all
@@ -291,12 +290,12 @@ def head_numbers(model: nn.Module,
     places, shape = {layout.names[b]: i for i, b in enumerate(chosen)}, (len(chosen), len(images), layout.heads)
     kept = torch.empty(*shape, P if rows else 0, layout.size, dtype=torch.float16, device=images.device)
     numbers = torch.empty(len(chosen), 3, *shape[1:], device=images.device)
-    distances = F.pad(patch_distances(layout.grid, layout.patch), (P, 0, P, 0)).to(images.device)
+    distances = F.pad(patch_distances(layout.grid, layout.patch), (P, 0, P, 0)).to(images.device) if reductions else None
     def hear(call):
         if (place := places.get(call.name)) is None: return
         if rows and P: kept[place] = call.weights(rows=slice(P))
         if reductions: _reduce(call, distances, P, numbers[place])
-    with torch.no_grad(), listening(model, hear): model(images)
+    with torch.no_grad(), listening(model, hear, names=layout.names): model(images)
     three = numbers.permute(1, 2, 0, 3).cpu().numpy() if reductions else (None,) * 3
     return HeadNumbers(kept.transpose(0, 1).cpu().numpy(), *three, layout, chosen)
 
