@@ -169,7 +169,7 @@ class Sums:
         cells = list(cells)
         return spectrum(self.packed[cells, kind, point].sum(0), self.total[cells, kind, point].sum(0), int(self.rows[cells, kind].sum()), centred)
 
-# %% ../../nbs/analysis/40_rank.ipynb #b947a098
+# %% ../../nbs/analysis/40_rank.ipynb #5103b6e1
 def ranks(model: nn.Module, images: ImageSet,
           view: View,                                        # how the model sees them
           groups: Groups | None = None,                      # None: all images only
@@ -179,7 +179,8 @@ def ranks(model: nn.Module, images: ImageSet,
           parts: int = 5,                                    # that the images are dealt into, for the band; at least 4
           level: float = .95, equal: bool = True,            # cut head, mid and tail to the same number of images
           memory: float = 150,                               # MB for the sums
-          batch_size: int = 64, seed: int = 0) -> Ranks:
+          batch_size: int | None = None,                     # images at a time; None: 16 on a CPU, 128 on a GPU
+          seed: int = 0) -> Ranks:
     "Spectra and ranks of tokens after every block, overall and for head, mid and tail images"
     if not 0 < threshold <= 1 or not 0 < level < 1: raise UserError(f'threshold={threshold} and level={level} must be between 0 and 1, such as 0.99 and 0.95')
     if parts < 4 or len(images) < 2 * parts: raise UserError(f'{parts} parts of {len(images)} images: a band takes at least 4 parts of 2 images each')
@@ -188,6 +189,7 @@ def ranks(model: nn.Module, images: ImageSet,
     points, width = point_names(model, images, view), _width(model, images, view, kinds[0])
     each = max(1, int(memory * 1e6 // Sums.bytes(len(np.unique(cell)), len(kinds), width)))
     used, cell = np.unique(cell, return_inverse=True)
+    if batch_size is None: batch_size = 16 if next(model.parameters()).device.type == 'cpu' else 128
     found = []
     for start in range(0, len(points), each):
         some = points[start:start + each]
