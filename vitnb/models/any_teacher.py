@@ -166,30 +166,31 @@ def _known(about: dict) -> dict:      # size and mean_std, where they are known
     return dict(size=side if ours and type(side) is int and side > 0 else None,
                 mean_std=(about['mean'], about['std']) if ours and {'mean', 'std'} <= about.keys() else None)
 
-# %% ../../nbs/models/30_any_teacher.ipynb #8d5d7b99
+# %% ../../nbs/models/30_any_teacher.ipynb #da48c95f
 def teacher_source(teacher: str | Path,      # timm:NAME, timm:NAME@FILE, a run folder, or a file
                    family: str = 'auto',     # of an official teacher: ldam, paco or ce
+                   fold: bool = True,        # batch normalisations into convolutions, to answer faster; False: as it was trained
                   ) -> Source:
     "Find and read a teacher; raises `UserError` when there is none or it is of no known form"
     if str(teacher).startswith('timm:'):
         name, _, file = str(teacher)[5:].partition('@')
         return timm_source(name, Path(file).expanduser() if file else None)
-    path = Path(teacher).expanduser()
+    path, ready = Path(teacher).expanduser(), fold_batch_norms if fold else nn.Module.eval
     if path.is_dir(): path = path/'model.safetensors'
     weights, about = read_checkpoint(path), read_header(path)
     ours, known = about.get('kind') == 'teacher', _known(about)
     if ours and isinstance(shape := about.get('config'), dict) and shape.get('network', 'cifar') != 'cifar':
         network = load_teacher(path)[0]
-        return Source(fold_batch_norms(network), network.config.network, network.config.num_classes, about=about, file=path, **known)
+        return Source(ready(network), network.config.network, network.config.num_classes, about=about, file=path, **known)
     if 'dist_token' in weights:
         network = student_from_checkpoint(path)
         return Source(network, f'ViT of width {network.config.embed_dim}', network.config.num_classes, about=about, file=path, **(known | dict(size=network.config.img_size)))
     network = teacher_from_checkpoint(path, family)
     if isinstance(network, ResNet):
         if not ours: known['size'] = 32
-        return Source(fold_batch_norms(network), f'ResNet-{network.config.depth}', network.config.num_classes, about=about, file=path, **known)
+        return Source(ready(network), f'ResNet-{network.config.depth}', network.config.num_classes, about=about, file=path, **known)
     classes = next(p.shape[0] if hasattr(network.fc, 'bias') else p.shape[1] for n, p in network.fc.named_parameters() if n == 'weight')
-    return Source(fold_batch_norms(network), f'ResNet of {sum(isinstance(m, nn.Conv2d) for m in network.modules())} convolutions', classes, None, None, about, path)
+    return Source(ready(network), f'ResNet of {sum(isinstance(m, nn.Conv2d) for m in network.modules())} convolutions', classes, None, None, about, path)
 
 # %% ../../nbs/models/30_any_teacher.ipynb #5bef6b44
 def any_teacher(teacher: str | Path,                             # timm:NAME, timm:NAME@FILE, a run folder, or a file

@@ -126,18 +126,19 @@ def recognise_student(weights: dict[str, Tensor],        # state dict with timm'
     preset = next((p for p in PRESETS.values() if p['embed_dim'] == width), {})
     return StudentConfig(grid * patch, patch, channels, classes, width, len(blocks), _heads(width, num_heads, path), preset.get('drop_path_rate', 0.))
 
-# %% ../../nbs/models/20_checkpoints.ipynb #11b84fb2
+# %% ../../nbs/models/20_checkpoints.ipynb #fefa9030
 def read_header(path: str | Path) -> dict:   # empty where there is none
     "What vitnb wrote into a safetensors file beside the weights; any other file has nothing to say"
     with open(path, 'rb') as file: about = read_about(Path(path)) if file.read(9)[8:] == b'{' else {}
     return about if isinstance(about, dict) else {}
 
-def _header_shape(path) -> dict:   # num_heads, drop_path_rate and use_dist, where they make sense
+def _header_shape(path) -> dict:   # num_heads, drop_path_rate, use_dist and mhca, where they make sense
     "What the header adds to the shapes of the weights"
     config = read_header(path).get('config')
     heads, drop, dist = (config.get(k) if isinstance(config, dict) else None for k in ('num_heads', 'drop_path_rate', 'use_dist'))
+    mhca = config.get('mhca') if isinstance(config, dict) else None
     return {k: v for k, v, fits in (('num_heads', heads, type(heads) is int), ('drop_path_rate', drop, type(drop) in (int, float) and 0 <= drop < 1),
-                                    ('use_dist', dist, type(dist) is bool)) if fits}
+                                    ('use_dist', dist, type(dist) is bool), ('mhca', mhca, type(mhca) is dict)) if fits}
 
 # %% ../../nbs/models/20_checkpoints.ipynb #da56fce1
 def student_from_checkpoint(path: str | Path,
