@@ -81,7 +81,7 @@ def teacher_notes(facts: dict) -> list[str]:
     if not facts['class_names']: notes.append('note: this teacher does not say what its classes are, so their order cannot be checked')
     return notes
 
-# %% ../../nbs/methods/30_deit.ipynb #d8efcada
+# %% ../../nbs/methods/30_deit.ipynb #fa2c424e
 @dataclass(frozen=True)
 class Distilled(TrainStudent):
     "Settings of every method with a teacher"
@@ -107,14 +107,18 @@ class Distilled(TrainStudent):
     "keep what the teacher says in the cache folder, and read it there when the same batches come again"
     LIMITS: ClassVar = dict(alpha=(0, 1), teacher_size=(8, 4096))
 
+    def its_teacher(self, data: LongTailed, device: torch.device, bf16: bool) -> tuple[AdaptedTeacher, dict, Tensor | None]:    # facts for the run, class map
+        "The teacher of these settings"
+        choose('teacher_family', self.teacher_family, FAMILIES)
+        class_map = listed_classes(data.train.class_names) if self.map_targets else None
+        return *frozen_teacher(self.teacher, data, device, bf16, size=self.teacher_size, antialias=self.teacher_antialias,
+                               normalisation=choose('teacher_normalisation', self.teacher_normalisation, ('student', 'own')), class_map=class_map, family=self.teacher_family), class_map
+
     def distil(self, data: LongTailed, device: torch.device, bf16: bool, weights: Tensor | None = None, start: float = math.inf) -> Learner:
         "A student and its teacher, with class weights on the DIST part from epoch `start` on"
         choose('teacher_sees', self.teacher_sees, ('student', 'clean'))
-        choose('teacher_family', self.teacher_family, FAMILIES)
         student, about = self.make_student(data, device, self.use_dist)
-        class_map = listed_classes(data.train.class_names) if self.map_targets else None
-        teacher, facts = frozen_teacher(self.teacher, data, device, bf16, size=self.teacher_size, antialias=self.teacher_antialias,
-                                        normalisation=choose('teacher_normalisation', self.teacher_normalisation, ('student', 'own')), class_map=class_map, family=self.teacher_family)
+        teacher, facts, class_map = self.its_teacher(data, device, bf16)
         clean = self.teacher_sees == 'clean'
         key = dict(facts, sees=self.teacher_sees, bf16=bf16, class_map=class_map is not None and class_map.tolist())
         return Learner(student, distilling(teacher, self.alpha, weights, start, clean), needs=dict(clean=True) if clean else {},
