@@ -78,7 +78,9 @@ def kills(count: int, seed: int, folder: Path) -> tuple[int, int, Counter]:
             again = (lambda: resume(path, data, quiet=True)) if (path/'config.json').exists() else (lambda: begin(path, save_every))
             killed, _ = in_a_process(again, draw.uniform(0, whole) if draw.random() < .2 else None)
             if not killed: break
-        same = outcome(path) == expected
+        found = outcome(path)
+        same = found == expected
+        if not same: print('\n'.join(f'  {k}: {found[k]} instead of {expected[k]}' for k in expected if found[k] != expected[k]))
         good, trial = good + same, trial + 1
         struck.update(places)
         print(f'{trial:3d} killed {", then ".join(places) or "after its end"}: {"the same end" if same else "ANOTHER END"}', flush=True)

@@ -278,14 +278,16 @@ def _tidy(run: Run):
     for file in [*(run.path/'resume').glob('*'), run.path/'progress.json']: file.unlink(missing_ok=True)
     with contextlib.suppress(OSError): (run.path/'resume').rmdir()
 
-# %% ../../nbs/training/55_train.ipynb #ca261b21
+# %% ../../nbs/training/55_train.ipynb #c12690c1
 def go_on_with(path: str | Path,
                kind: type[TrainConfig],              # the settings of its method
                data: LongTailed | None = None, quiet: bool = False) -> Run:
     "Go on with a run that was ended before its time; raises `UserError` when it cannot be"
     run = open_run(path)
     state = run.status['state']
-    if state == 'finished': return run
+    if state == 'finished':
+        _tidy(run)                       # it may have been killed between the two
+        return run
     if state == 'running': raise UserError(f'{run.path} is being trained by process {run.status.get("pid")} at the moment')
     about, found = run.config, newest_state(run.path/'resume')
     config = read_settings(about['config'], kind)
