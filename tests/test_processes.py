@@ -19,6 +19,7 @@ else:
     config = DeiTLT(data=few, attention='explicit', epochs=2, batch_size=48, precision='fp32', patch_size=14, drop_path=.2, drw_start=.5, teacher='teacher')
     train(replace(config, accumulate=2, beta=.999, clip_grad=1., ema_decay=.9), 'deit-lt', f'weights-{sys.argv[1]}', data)
     train(replace(config, repeats=3), 'deit-lt', f'repeats-{sys.argv[1]}', data)
+    if sys.argv[1] == '2': train(replace(config, repeats=3, shard=True), 'deit-lt', 'divided-2', data)
 """
 
 
@@ -40,16 +41,16 @@ def here(tmp_path_factory):
     return here
 
 
-@pytest.mark.parametrize('name', ['weights', 'repeats'])
-@pytest.mark.parametrize('count', [2, 4])
+@pytest.mark.parametrize('name, count', [('weights', 2), ('weights', 4), ('repeats', 2), ('repeats', 4), ('divided', 2)])
 def test_two_and_four_are_one(here, name, count):
-    "The same losses and predictions to rounding, with accumulation, clipping, weights, a moving average, and repeated augmentation"
+    "The same losses and predictions to rounding, with accumulation, clipping, weights, a moving average, repeated augmentation, and divided weights"
     def read(n):
         folder = here/f'{name}-{n}'
         with np.load(folder/'predictions.npz') as file: predictions = dict(file)
         return [json.loads(line) for line in (folder/'metrics.jsonl').read_text().splitlines()], predictions, json.loads((folder/'config.json').read_text())
-    lines, predictions, config = read(1)
     other_lines, other_predictions, other = read(count)
+    if name == 'divided': name, other['config']['shard'] = 'repeats', False
+    lines, predictions, config = read(1)
     assert (config['machine']['processes'], other['machine']['processes']) == (1, count) and other['config'] == config['config']
     for a, b in zip(lines, other_lines, strict=True):
         for part in ('loss', 'cls', 'dist', 'lr'): assert abs(a[part] - b[part]) < 2e-5 * max(1, abs(a[part])), (count, part, a[part], b[part])
@@ -64,10 +65,10 @@ def test_a_batch_that_cannot_be_shared_is_named(here):
 
 
 def test_one_goes_on_where_two_stopped(here):
-    "A state says nothing of processes"
+    "A state says nothing of processes, nor of how they divided the weights"
     from vitnb.training.states import saved_states
     arguments = f'vit {FEW}'.replace('--epochs 2', '--epochs 400')
-    process = subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'vitnb', 'train', *arguments.split(), '--out', 'both'],
+    process = subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'vitnb', 'train', *arguments.split(), '--shard', '--out', 'both'],
                                cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     import signal, time
     for _ in range(1200):

@@ -20,7 +20,7 @@ from ..core import UserError, choose, whole_file
 # %% auto #0
 __all__ = ['PRESETS', 'TokenLogits', 'StudentConfig', 'Student', 'default_patch_size', 'student_config', 'make_student',
            'resized_student', 'attention_seconds', 'AttentionChoice', 'choose_attention', 'save_weights', 'read_about',
-           'read_weights', 'load_weights']
+           'read_weights', 'load_weights', 'divided_like']
 
 # %% ../../nbs/models/00_student.ipynb #61c46c89
 class TokenLogits(NamedTuple):
@@ -158,10 +158,10 @@ def _faster(model: nn.Module, block: nn.Module, device: torch.device, bf16: bool
     if times < 1.05: return AttentionChoice('explicit' if device.type == 'cpu' else 'fused', 'both take the same time here')
     return AttentionChoice(kind, f'{other} takes {times:.1f} times as long here')
 
-# %% ../../nbs/models/00_student.ipynb #cd075916
-def save_weights(model: nn.Module, path: str | Path, **about):
-    "Write a model's weights to one safetensors file; `about` goes into its header as JSON"
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+# %% ../../nbs/models/00_student.ipynb #751aadc7
+def save_weights(model: nn.Module | dict[str, Tensor], path: str | Path, **about):
+    "Write the weights of a model, or these, to one safetensors file; `about` goes into its header as JSON"
+    weights = {k: v.detach().cpu().contiguous() for k, v in (model if isinstance(model, dict) else model.state_dict()).items()}
     content = save(weights, metadata={'vitnb': json.dumps(about)})
     with whole_file(path) as temporary: temporary.write_bytes(content)
 
@@ -179,7 +179,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:   # state 
     except (SafetensorError, OSError, ValueError, struct.error, MemoryError, OverflowError) as e:
         raise UserError(f'{path} is not a whole safetensors file ({e}): it may be truncated; use another checkpoint') from e
 
-# %% ../../nbs/models/00_student.ipynb #f4ab2ea8
+# %% ../../nbs/models/00_student.ipynb #6264335f
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path = 'the checkpoint'):
     "Put weights into a model; raises `UserError` that names the first one that does not fit"
     own = model.state_dict()
@@ -188,4 +188,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path 
         if name not in own: raise UserError(f'{path} has {name}, which this model does not: it belongs to another model')
         if weights[name].shape != own[name].shape:
             raise UserError(f'{path}: {name} has shape {tuple(weights[name].shape)}, this model needs {tuple(own[name].shape)}')
-    model.load_state_dict(weights)
+    model.load_state_dict({name: divided_like(own[name], w) for name, w in weights.items()})
+
+def divided_like(own: Tensor, value: Tensor) -> Tensor:
+    "A tensor in the form of one that several processes may hold parts of"
+    if not hasattr(own, 'device_mesh'): return value
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)

@@ -57,7 +57,7 @@ class Optimisation:
     LIMITS: ClassVar = dict(lr=(0, math.inf), min_lr=(0, math.inf), step_factor=(0, 1), warmup_lr=(0, math.inf), warmup_epochs=(0, math.inf),
                             weight_decay=(0, math.inf), momentum=(0, 1), sam_rho=(0, math.inf), clip_grad=(0, math.inf), ema_decay=(0, 1))
 
-# %% ../../nbs/training/50_loop.ipynb #3876ee8b
+# %% ../../nbs/training/50_loop.ipynb #935c92c7
 @dataclass(frozen=True)
 class TrainConfig(Optimisation):
     "Settings that every method shares"
@@ -85,6 +85,8 @@ class TrainConfig(Optimisation):
     "on, off, or auto: let torch.compile rewrite the network, on NVIDIA GPUs"
     save_every: float = 60
     "seconds between two states from which an interrupted run goes on; 0: after every update"
+    shard: bool = False
+    "divide the weights and what the optimiser gathers among the processes (FSDP), for a network that one cannot hold"
     track: str = 'none'
     "send the curves to tensorboard, wandb, or all that are installed"
     LIMITS: ClassVar = dict(epochs=(1, math.inf), batch_size=(2, math.inf), repeats=(1, 100), accumulate=(1, math.inf), save_every=(0, math.inf), seed=(0, 2**32 - 1))
@@ -127,14 +129,14 @@ def choose_bf16(precision: str, device: torch.device) -> bool:
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
 
-# %% ../../nbs/training/50_loop.ipynb #ac7ef45e
+# %% ../../nbs/training/50_loop.ipynb #5fa0b248
 def answers(output: Tensor | TokenLogits) -> dict[str, Tensor]:
     "Logits by name in float32; the last one is the model's answer"
     if not isinstance(output, TokenLogits): return dict(out=output.float())
     exact = TokenLogits(output.cls.float(), output.dist.float())     # averaged after, not in bfloat16
     return dict(cls=exact.cls, dist=exact.dist, avg=exact.avg)
 
-@torch.inference_mode()
+@torch.no_grad()      # inference mode would spoil weights that are put together for it
 def predict(model: nn.Module, images: Tensor, mean, std, bf16: bool = False, batch_size: int = 500,
             size: int | None = None, crop: float = 1.) -> dict[str, np.ndarray]:
     "Logits (N, C) of every head for uint8 images, in evaluation mode"

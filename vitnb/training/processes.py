@@ -14,7 +14,7 @@ from ..data.batches import own_rows
 
 # %% auto #0
 __all__ = ['rank_and_size', 'total', 'from_first', 'own_share', 'gathered', 'weight_share', 'SharedDropPath', 'SharedBatchNorm',
-           'share_layers']
+           'share_layers', 'shard', 'is_sharded', 'whole', 'own_part']
 
 # %% ../../nbs/training/00_processes.ipynb #3843ffb0
 def rank_and_size() -> tuple[int, int]:
@@ -104,3 +104,24 @@ def share_layers(model: nn.Module, rows: Tensor, of: int) -> nn.Module:
             model.set_submodule(name, shared.train(layer.training))
         else: share_layers(layer, rows, of)
     return model
+
+# %% ../../nbs/training/00_processes.ipynb #f0ed1353
+def shard(model: nn.Module) -> nn.Module:
+    "Divide the weights of a model among the processes, block by block"
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    mesh = init_device_mesh(next(model.parameters()).device.type, (rank_and_size()[1],))
+    for block in getattr(model, 'blocks', ()): fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+def is_sharded(model: nn.Module) -> bool:
+    "Whether the processes hold parts of this model's weights"
+    return any(hasattr(p, 'device_mesh') for p in model.parameters())
+
+def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The tensors put together from what each process holds; all of them must ask"
+    return {k: v.full_tensor() if hasattr(v, 'full_tensor') else v for k, v in tensors.items()}
+
+def own_part(weights: Tensor) -> Tensor:
+    "What this process holds of a weight"
+    return weights.to_local() if hasattr(weights, 'to_local') else weights
