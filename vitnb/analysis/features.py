@@ -21,7 +21,7 @@ from ..training.runs import Run
 __all__ = ['View', 'view_of_run', 'view_of_timm', 'tapped', 'evaluating', 'Layout', 'layout_of', 'TokenBatch', 'patch_sample',
            'pick_tokens', 'stream_tokens', 'point_names', 'collect_tokens']
 
-# %% ../../nbs/analysis/38_features.ipynb #5231b8a8
+# %% ../../nbs/analysis/38_features.ipynb #383d14fc
 @dataclass(frozen=True)
 class View:
     "How stored pixels become what a network sees"
@@ -44,7 +44,7 @@ def view_of_timm(model: nn.Module) -> View:
     "How a pretrained timm model looks at images; raises `UserError` for a model that does not say"
     known = getattr(model, 'pretrained_cfg', None) or {}
     if not known.get('mean') or not known.get('std') or not known.get('input_size'): raise UserError(f'{type(model).__name__} does not say how its images were normalised: give a View(mean, std, size)')
-    size = getattr(getattr(model, 'patch_embed', None), 'img_size', None) or known['input_size'][1:]
+    size = next((s for m in model.modules() if isinstance(s := getattr(m, 'img_size', None), (tuple, list))), known['input_size'][1:])     # of the patches, where the model was made for another size
     return View(tuple(known['mean']), tuple(known['std']), int(size[-1]), known.get('crop_pct') or 1., known['input_size'][0])
 
 # %% ../../nbs/analysis/38_features.ipynb #7d6406bd
