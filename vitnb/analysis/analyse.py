@@ -83,7 +83,7 @@ def read_part(run: Run | str | Path,        # a run, or the folder that `analyse
     if (about := about_part(folder, name)) is None: raise UserError(f'{folder} has no whole {name}.json with {name}.npz: run analyse, which makes what is missing')
     with np.load(folder/f'{name}.npz', allow_pickle=False) as file: return joined(about['content'], dict(file))
 
-# %% ../../nbs/analysis/60_analyse.ipynb #f1155337
+# %% ../../nbs/analysis/60_analyse.ipynb #f4e1642d
 @dataclass(frozen=True)
 class AnalyseConfig:
     "How much is looked at, and how"
@@ -107,6 +107,7 @@ class AnalyseConfig:
     "of every sample"
     LIMITS: ClassVar = dict(images=(10, math.inf), patches=(1, math.inf), threshold=(.01, 1), parts=(4, 100), agreement_images=(10, math.inf), flatness_images=(1, math.inf), flatness_steps=(4, math.inf))
 
+# %% ../../nbs/analysis/60_analyse.ipynb #eca239c5
 @dataclass
 class Subject:
     "What is analysed"
