@@ -226,7 +226,7 @@ STANDARD: dict[str, tuple[Callable[[Subject], Any], tuple[str, ...]]] = {     # 
     'similarity': (similarity_part, ('images', 'seed')), 'scores': (scores_part, ()), 'attention': (attention_part, ('images', 'seed')),
     'teacher': (teacher_part, ('images', 'agreement_images', 'seed')), 'flatness': (flatness_part, ('images', 'flatness_images', 'flatness_steps', 'seed'))}
 
-# %% ../../nbs/analysis/60_analyse.ipynb #7d906ccb
+# %% ../../nbs/analysis/60_analyse.ipynb #7dbafed3
 @dataclass(frozen=True)
 class Done:
     "What became of one part"
@@ -259,6 +259,7 @@ def analyse(what: Run | str | Path | nn.Module,           # a run, its folder, o
             done.append(_one(s, folder, name, same, again))
     return done
 
+# %% ../../nbs/analysis/60_analyse.ipynb #cf411631
 def _same(s: Subject) -> dict:
     "What every part depends on"
     return dict(weights=checksum(s.model.state_dict(), {}), images=fingerprint(s.images), view=asdict(s.view), groups=asdict(s.groups), which=s.which,
