@@ -83,7 +83,7 @@ def read_part(run: Run | str | Path,        # a run, or the folder that `analyse
     if (about := about_part(folder, name)) is None: raise UserError(f'{folder} has no whole {name}.json with {name}.npz: run analyse, which makes what is missing')
     with np.load(folder/f'{name}.npz', allow_pickle=False) as file: return joined(about['content'], dict(file))
 
-# %% ../../nbs/analysis/60_analyse.ipynb #f1155337
+# %% ../../nbs/analysis/60_analyse.ipynb #f4e1642d
 @dataclass(frozen=True)
 class AnalyseConfig:
     "How much is looked at, and how"
@@ -107,6 +107,7 @@ class AnalyseConfig:
     "of every sample"
     LIMITS: ClassVar = dict(images=(10, math.inf), patches=(1, math.inf), threshold=(.01, 1), parts=(4, 100), agreement_images=(10, math.inf), flatness_images=(1, math.inf), flatness_steps=(4, math.inf))
 
+# %% ../../nbs/analysis/60_analyse.ipynb #eca239c5
 @dataclass
 class Subject:
     "What is analysed"
@@ -225,7 +226,7 @@ STANDARD: dict[str, tuple[Callable[[Subject], Any], tuple[str, ...]]] = {     # 
     'similarity': (similarity_part, ('images', 'seed')), 'scores': (scores_part, ()), 'attention': (attention_part, ('images', 'seed')),
     'teacher': (teacher_part, ('images', 'agreement_images', 'seed')), 'flatness': (flatness_part, ('images', 'flatness_images', 'flatness_steps', 'seed'))}
 
-# %% ../../nbs/analysis/60_analyse.ipynb #7d906ccb
+# %% ../../nbs/analysis/60_analyse.ipynb #7dbafed3
 @dataclass(frozen=True)
 class Done:
     "What became of one part"
@@ -258,6 +259,7 @@ def analyse(what: Run | str | Path | nn.Module,           # a run, its folder, o
             done.append(_one(s, folder, name, same, again))
     return done
 
+# %% ../../nbs/analysis/60_analyse.ipynb #cf411631
 def _same(s: Subject) -> dict:
     "What every part depends on"
     return dict(weights=checksum(s.model.state_dict(), {}), images=fingerprint(s.images), view=asdict(s.view), groups=asdict(s.groups), which=s.which,

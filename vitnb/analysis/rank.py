@@ -205,7 +205,7 @@ def _width(model, images, view, kind) -> int:
     "The width of a model's tokens"
     return next(stream_tokens(model, images, view, [kind], 1, indices=[0])).tokens[kind].shape[-1]
 
-# %% ../../nbs/analysis/40_rank.ipynb #51f31c27
+# %% ../../nbs/analysis/40_rank.ipynb #5bc8770e
 def _add_up(model, images, view, kinds, points, cell: np.ndarray, cells: int, width: int, patches: int, batch_size: int, seed: int) -> Sums:
     "One pass over the images: the sums of every cell"
     sums, order = Sums(cells, len(kinds), len(points), width), np.argsort(cell, kind='stable')
@@ -235,10 +235,10 @@ def _measure(out: dict, at: tuple, sums: Sums, members: np.ndarray, used: np.nda
     tolerance = math.sqrt(max(int(out['rows'][g, t]), sums.total.shape[-1]) * np.finfo(np.float64).eps)
     s = out['spectrum'][at] = sums.spectrum(members, t, p, centred)
     without = np.stack([sums.spectrum(members[used[members] % parts != k], t, p, centred) for k in range(parts)])
-    whole, exact = measures_of(s, threshold, tolerance), measures_of(without, threshold, tolerance, between=True)
+    whole, less, exact = measures_of(s, threshold, tolerance), measures_of(without, threshold, tolerance), measures_of(without, threshold, tolerance, between=True)
     for m in MEASURES:
-        half, mean = jackknife(exact[m], level)
-        out[f'values/{m}'][at], out[f'fewer/{m}'][at] = whole[m], mean
+        half, _ = jackknife(exact[m], level)
+        out[f'values/{m}'][at], out[f'fewer/{m}'][at] = whole[m], less[m].mean()
         out[f'low/{m}'][at], out[f'high/{m}'][at] = whole[m] - half, whole[m] + half
 
 # %% ../../nbs/analysis/40_rank.ipynb #c6023395
