@@ -35,7 +35,7 @@ SETS = ['real', *MADE, 'noise']
 
 def slug(name: str) -> str: return re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
 def sizes(given) -> dict: return SIZES[given.size] | (dict(per_class=13, steps=5, updates=2, teacher=dict(depth=8, epochs=1)) if given.tiny else {})
-def real_images() -> DataConfig: return DataConfig(rho=1., val_fraction=0.)
+def real_images(tiny: bool = False) -> DataConfig: return DataConfig(rho=1., val_fraction=0., n_max=100 if tiny else None)
 
 
 def main():
@@ -59,14 +59,14 @@ def run_seed(given, results: Path, rows: list[dict], seed: int):
     todo = [name for name in SETS if name in given.sets and name not in done]
     print(f'seed {seed}: {len(done)} sets done, missing: {", ".join(todo) or "none"}', flush=True)
     if given.list or not todo: return
-    data, folder, size = long_tailed(real_images()), given.folder/f'seed-{seed}', sizes(given)
-    teacher = once(Teacher(data=real_images(), augment=AugmentConfig(erase=0, mixup=0, cutmix=0, smoothing=0), loss='ce', drw_start=1., sam_rho=0., batch_size=BATCH, seed=seed, **size['teacher']), 'teacher', folder/'teacher', data)
+    data, folder, size = long_tailed(real_images(given.tiny)), given.folder/f'seed-{seed}', sizes(given)
+    teacher = once(Teacher(data=real_images(given.tiny), augment=AugmentConfig(erase=0, mixup=0, cutmix=0, smoothing=0), loss='ce', drw_start=1., sam_rho=0., batch_size=BATCH, seed=seed, **size['teacher']), 'teacher', folder/'teacher', data)
     print(f'  teacher: {teacher.status["test"]["out"]["overall"]:.1f} %', flush=True)
     for name in todo:
         start = time.monotonic()
         images, spent = images_of(name, given, data, str(teacher.path), folder, seed)
         epochs = max(2, round(size['updates'] / (len(images) // BATCH)))
-        config = DearKD(data=real_images(), teacher=str(teacher.path), epochs=epochs, batch_size=BATCH, seed=seed, **size['student'])
+        config = DearKD(data=real_images(given.tiny), teacher=str(teacher.path), epochs=epochs, batch_size=BATCH, seed=seed, **size['student'])
         run = once(config, 'dearkd', folder/'students'/slug(name), replace(data, train=images))
         rows.append(dict(set=name, seed=seed, images=len(images), teacher=teacher.status['test']['out']['overall'], accuracy=run.status['test']['avg']['overall'], by_head={h: v['overall'] for h, v in run.status['test'].items()},
                          **about_images(images, data, str(teacher.path)), seconds_making=spent, seconds_training=run.status['seconds'], updates=epochs * (len(images) // BATCH), machine=run.config['machine']))
@@ -79,7 +79,7 @@ def images_of(name: str, given, data, teacher: str, folder: Path, seed: int) -> 
     "A set of images with the labels they were made for, and how many seconds making it took"
     n, start = sizes(given)['per_class'], time.monotonic()
     if name == 'real':
-        kept = long_tailed(replace(real_images(), n_max=n, subset_seed=seed + 1)).train
+        kept = long_tailed(replace(real_images(given.tiny), n_max=n, subset_seed=seed + 1)).train
         return kept, 0.
     labels = torch.arange(data.num_classes).repeat_interleave(n)
     if name == 'noise':

@@ -52,9 +52,8 @@ def steps_of(fraction: float) -> int: return 10 * per_class(fraction) // BATCH
 
 def schedule(size: str, axis: str, fraction: float, tiny: bool = False) -> int:
     "Epochs: as many updates for every fraction, or as many passes"
-    updates = 3 * steps_of(fraction) if tiny and axis == 'updates' else SIZES[size]['updates']
-    if tiny: return 3
-    return max(2, round(updates / steps_of(fraction))) if axis == 'updates' else SIZES[size]['epochs']
+    if tiny: return 2
+    return max(2, round(SIZES[size]['updates'] / steps_of(fraction))) if axis == 'updates' else SIZES[size]['epochs']
 
 
 def settings(size: str, name: str, axis: str, fraction: float, seed: int, tiny: bool = False):
@@ -84,6 +83,7 @@ def main():
     arguments.add_argument('--list', action='store_true')
     arguments.add_argument('--tiny', action='store_true')
     given = arguments.parse_args()
+    if given.tiny: globals().update(PER_CLASS=300)
     results = (given.folder if given.tiny else HERE)/f'dearkd_{given.size}{"_tiny" if given.tiny else ""}.json'
     rows = json.loads(results.read_text())['rows'] if results.exists() else []
     for axis in given.axes:

@@ -54,16 +54,24 @@ def packaged_teachers() -> list[Path]:
     try: return sorted(packaged('teachers').glob('*.safetensors'))
     except FileNotFoundError: return []
 
-# %% ../../nbs/methods/30_deit.ipynb #833f89fe
+# %% ../../nbs/methods/30_deit.ipynb #79cffed3
 def frozen_teacher(teacher: str, data: LongTailed, device: torch.device, bf16: bool,
+                   by_name: bool = False,    # classes of the same names in another order are put in the student's (a folder has them in that of the alphabet)
                    **options,           # of `any_teacher`
                   ) -> tuple[AdaptedTeacher, dict]:     # facts for the run
     "A teacher ready to label the student's images; raises `UserError` when it answers with other classes"
-    network, facts = any_teacher(named := find_teacher(teacher, data), student_mean_std=(data.mean, data.std), bf16=bf16, **options)
+    make = lambda **more: any_teacher(named, student_mean_std=(data.mean, data.std), bf16=bf16, **options | more)
+    named = find_teacher(teacher, data)
+    network, facts = make()
+    if by_name and not facts['mapped'] and _reordered(facts['class_names'], data.train.class_names): network, facts = make(class_map=[data.train.class_names.index(n) for n in facts['class_names']])
     if facts['num_classes'] != data.num_classes: raise NoTeacher(f'the teacher {named} is for {facts["num_classes"]} classes, the data have {data.num_classes}')
     check_classes(named, facts, data)
     check_answers(network.to(device), data.channels, data.img_size, f'the teacher {named}, which sees images at {facts["size"] or data.img_size} px,')
     return network, dict(facts, packaged=teacher == 'auto', same_images=facts['fingerprint'] == fingerprint(data.train))
+
+def _reordered(theirs: Sequence[str] | None, ours: Sequence[str]) -> bool:
+    "Whether two lists of classes have the same names in another order"
+    return bool(theirs) and tuple(theirs) != tuple(ours) and sorted(theirs) == sorted(ours)
 
 def check_classes(named: str, facts: dict, data: LongTailed):
     "Raise a `UserError` when a teacher's classes are others than the data's, or would be renumbered twice"
@@ -81,7 +89,7 @@ def teacher_notes(facts: dict) -> list[str]:
     if not facts['class_names']: notes.append('note: this teacher does not say what its classes are, so their order cannot be checked')
     return notes
 
-# %% ../../nbs/methods/30_deit.ipynb #fa2c424e
+# %% ../../nbs/methods/30_deit.ipynb #bd51fded
 @dataclass(frozen=True)
 class Distilled(TrainStudent):
     "Settings of every method with a teacher"
@@ -112,7 +120,7 @@ class Distilled(TrainStudent):
         choose('teacher_family', self.teacher_family, FAMILIES)
         class_map = listed_classes(data.train.class_names) if self.map_targets else None
         return *frozen_teacher(self.teacher, data, device, bf16, size=self.teacher_size, antialias=self.teacher_antialias,
-                               normalisation=choose('teacher_normalisation', self.teacher_normalisation, ('student', 'own')), class_map=class_map, family=self.teacher_family), class_map
+                               normalisation=choose('teacher_normalisation', self.teacher_normalisation, ('student', 'own')), class_map=class_map, family=self.teacher_family, by_name=self.data.dataset.startswith('imagefolder:')), class_map
 
     def distil(self, data: LongTailed, device: torch.device, bf16: bool, weights: Tensor | None = None, start: float = math.inf) -> Learner:
         "A student and its teacher, with class weights on the DIST part from epoch `start` on"

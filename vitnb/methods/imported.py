@@ -57,7 +57,7 @@ def import_checkpoint(path: str | Path, config: DataConfig = DataConfig(),
     with recording(run, about) as status: status['test'] = test_run(learner, Accelerator(cpu=device.type == 'cpu'), data, run, bf16)
     return run
 
-# %% ../../nbs/methods/80_imported.ipynb #5515e526
+# %% ../../nbs/methods/80_imported.ipynb #fa95e0c7
 def export_checkpoint(run: Run, path: str | Path) -> Path:
     "Write a run's student as a file that the official code and timm read; raises `UserError` when the run has none"
     path = Path(path).expanduser()
@@ -65,6 +65,7 @@ def export_checkpoint(run: Run, path: str | Path) -> Path:
     weights, about = read_weights(run.path/'model.safetensors')
     if about.get('kind') != 'student': raise UserError(f'{run.path} holds no student')
     student = Student(StudentConfig(**about['config']))
+    if student.config.mhca: raise UserError(f'{run.path} has blocks with MHCA attention, which the official code and timm do not know: use its model.safetensors with vitnb')
     load_weights(student, weights, run.path/'model.safetensors')
     save_official(student, path)
     if not student.config.use_dist: print('note: this student has no DIST head. In the file CLS is doubled and DIST is zero, so that the average, which timm returns, is its answer')
