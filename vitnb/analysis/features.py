@@ -18,8 +18,8 @@ from ..models.any_teacher import to_channels
 from ..training.runs import Run
 
 # %% auto #0
-__all__ = ['View', 'view_of_run', 'view_of_timm', 'tapped', 'evaluating', 'Layout', 'layout_of', 'TokenBatch', 'patch_sample',
-           'pick_tokens', 'stream_tokens', 'point_names', 'collect_tokens']
+__all__ = ['View', 'view_of_run', 'view_of_timm', 'tapped', 'evaluating', 'TokenLayout', 'layout_of', 'TokenBatch',
+           'patch_sample', 'pick_tokens', 'stream_tokens', 'point_names', 'collect_tokens']
 
 # %% ../../nbs/analysis/38_features.ipynb #383d14fc
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for m, training in before: m.training = training
 
-# %% ../../nbs/analysis/38_features.ipynb #9f055c02
+# %% ../../nbs/analysis/38_features.ipynb #5407dce1
 @dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     "Where a ViT's tokens are, and the modules after which they are looked at"
     points: dict[str, nn.Module]     # 'block 1', …, and 'norm' for the final norm where there is one
     prefix: tuple[str, ...]          # names of the tokens before the patches, in order
@@ -82,7 +82,7 @@ class Layout:
         "The place of a prefix token"
         return self.prefix.index(choose('token', kind, (*self.prefix, 'patches', 'patch mean')))
 
-def layout_of(model: nn.Module, image: Tensor) -> Layout:     # image: (1, channels, H, W) as the model sees it
+def layout_of(model: nn.Module, image: Tensor) -> TokenLayout:     # image: (1, channels, H, W) as the model sees it
     "Find out where a model's tokens are; raises `UserError` for a model without a sequence of tokens after every block"
     blocks = getattr(model, 'blocks', None)
     if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or not len(blocks):
@@ -96,9 +96,9 @@ def layout_of(model: nn.Module, image: Tensor) -> Layout:     # image: (1, chann
     grid = getattr(getattr(model, 'patch_embed', None), 'grid_size', None)
     number = getattr(model, 'num_prefix_tokens', shape[1] - (grid[0] * grid[1] if grid else shape[1]))
     special = [name for name in ('cls', 'dist') if getattr(model, f'{name}_token', None) is not None][:number]
-    return Layout(points, (*special, *(f'register {i + 1}' for i in range(number - len(special)))), shape[1] - number, shape[2])
+    return TokenLayout(points, (*special, *(f'register {i + 1}' for i in range(number - len(special)))), shape[1] - number, shape[2])
 
-# %% ../../nbs/analysis/38_features.ipynb #1d04149a
+# %% ../../nbs/analysis/38_features.ipynb #0385960e
 @dataclass(frozen=True)
 class TokenBatch:
     "Tokens of a few images after every block"
@@ -110,7 +110,7 @@ def patch_sample(places: Sequence[int], patches: int, number: int, seed: int = 0
     "Which patches of each image are looked at; depends on the image's number only"
     return torch.stack([torch.randperm(patches, generator=generator(seed, 'patches', int(i)))[:number] for i in places])
 
-def pick_tokens(output: Tensor, layout: Layout, kinds: Sequence[str], chosen: Tensor | None) -> dict[str, Tensor]:   # kind → (B, k, D)
+def pick_tokens(output: Tensor, layout: TokenLayout, kinds: Sequence[str], chosen: Tensor | None) -> dict[str, Tensor]:   # kind → (B, k, D)
     "The wanted tokens of a block's output (B, N, D)"
     output, start, picked = output.float(), len(layout.prefix), {}
     for kind in kinds:
