@@ -21,7 +21,7 @@ from ..training.runs import Run
 # %% auto #0
 __all__ = ['Call', 'listening', 'Layout', 'attention_layout', 'Attention', 'attention_maps', 'HeadVectors', 'head_vectors',
            'patch_distances', 'HeadNumbers', 'head_numbers', 'stream_attention', 'HeadMeans', 'attention_means',
-           'block_map', 'rollout', 'load_model', 'load_student', 'load_test_images']
+           'block_map', 'rollout', 'mass_mask', 'load_model', 'load_student', 'load_test_images']
 
 # %% ../../nbs/analysis/10_attention.ipynb #f931fefe
 @dataclass(frozen=True, eq=False)
@@ -357,6 +357,18 @@ def rollout(attention: Attention, token: str | int = 'cls') -> np.ndarray:   # (
     v[..., _row(attention, token)] = 1
     for mean in attention.maps.mean(2).swapaxes(0, 1)[::-1]: v = (v @ mean + v) / 2
     return v[:, 0, attention.prefix:].reshape(-1, *attention.grid)
+
+# %% ../../nbs/analysis/10_attention.ipynb #bd949b9b
+def mass_mask(maps: np.ndarray,          # (…, grid height, grid width), from 0 up
+              share: float = .6,         # of the sum of each map
+             ) -> np.ndarray:            # (…, grid height, grid width) True inside
+    "The patches that hold a share of a map, the largest first; the one that reaches the share is inside"
+    flat = maps.reshape(*maps.shape[:-2], -1)
+    order = np.argsort(flat, -1, kind='stable')
+    rising = np.take_along_axis(flat, order, -1)
+    inside = np.empty(flat.shape, dtype=bool)
+    np.put_along_axis(inside, order, np.cumsum(rising, -1) / rising.sum(-1, keepdims=True) > 1 - share, -1)
+    return inside.reshape(maps.shape)
 
 # %% ../../nbs/analysis/10_attention.ipynb #59164e36
 def load_model(run: Run, which: str = 'last') -> Student | ResNet | TimmNetwork:

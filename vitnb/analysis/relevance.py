@@ -123,7 +123,7 @@ def _plain(block: nn.Module) -> bool:
     if not (type(block) is Block and type(block.attn) is TimmAttention and type(block.mlp) is Mlp): return False
     return all(isinstance(m, nn.Identity) for m in (block.ls1, block.ls2, block.attn.q_norm, block.attn.k_norm, block.attn.norm, block.mlp.norm)) and getattr(block.attn, 'gate', None) is None
 
-# %% ../../nbs/analysis/14_relevance.ipynb #9b273f2f
+# %% ../../nbs/analysis/14_relevance.ipynb #399ce52d
 def attention_relevance(model: nn.Module, images: Tensor,
                         target: Tensor | None = None,    # (B,) classes; None: what the head answers
                         head: str = 'avg') -> tuple[AttentionGradients, np.ndarray]:    # and (B, blocks, H, N, N) relevance of each attention map
@@ -133,7 +133,7 @@ def attention_relevance(model: nn.Module, images: Tensor,
     readers = {'cls': ('head',), 'dist': ('head_dist',), 'avg': ('head', 'head_dist')}[head]
     readers = [getattr(model, r) for r in readers if isinstance(getattr(model, r, None), nn.Linear)]
     if not all(map(_plain, blocks)) or not readers or getattr(model, 'global_pool', 'token') != 'token':
-        raise UserError(f'{type(model).__name__} is not a plain ViT or DeiT of timm that answers from its tokens: for others use `relevance`, which needs attention alone')
+        raise UserError(f'{type(model).__name__} has more in its blocks than a plain ViT or DeiT of timm (such as layer scale), or does not answer from its tokens: use `relevance`, which needs attention alone')
     def keep(m, inputs, out): kept[m] = inputs[0]; kept[m, 'out'] = out
     with torch.no_grad(), ExitStack() as hooks:
         for m in [*readers, *(part for b in blocks for part in (b, b.norm2, b.attn, b.attn.qkv, b.attn.proj, b.mlp, b.mlp.fc1, b.mlp.fc2))]: hooks.callback(m.register_forward_hook(keep).remove)
