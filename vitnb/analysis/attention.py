@@ -21,9 +21,9 @@ from ..training.runs import Run
 # %% auto #0
 __all__ = ['Call', 'listening', 'Layout', 'attention_layout', 'Attention', 'attention_maps', 'HeadVectors', 'head_vectors',
            'patch_distances', 'HeadNumbers', 'head_numbers', 'stream_attention', 'HeadMeans', 'attention_means',
-           'block_map', 'rollout', 'load_model', 'load_student', 'load_test_images']
+           'block_map', 'rollout', 'mass_mask', 'load_model', 'load_student', 'load_test_images']
 
-# %% ../../nbs/analysis/10_attention.ipynb #e325962a
+# %% ../../nbs/analysis/10_attention.ipynb #f931fefe
 @dataclass(frozen=True, eq=False)
 class Call:
     "One call of attention: B images, H heads, N tokens of d numbers a head"
@@ -37,7 +37,11 @@ class Call:
 
     def scores(self, images: slice = slice(None), rows: slice = slice(None)) -> Tensor:
         "What the softmax is taken of, (images, H, rows, N), float32"
-        scores = self.query[images, :, rows].float() * self.scale @ self.key[images].float().transpose(-2, -1)
+        query, key = self.query[images, :, rows].float() * self.scale, self.key[images].float().transpose(-2, -1)
+        if torch.is_grad_enabled() or query.device.type != 'cpu': scores = query @ key
+        else:
+            scores = query.new_empty(*query.shape[:3], key.shape[-1])
+            for q, k, out in zip(query, key, scores): torch.bmm(q, k, out=out)         # image by image, which copies no key
         if self.bias is None: return scores
         return scores + self.bias.expand(len(self.query), 1 if self.bias.dim() < 4 else -1, len(self.query[0, 0]), -1)[images, :, rows]
 
@@ -195,7 +199,7 @@ class Attention:
     @property
     def prefix(self) -> int: return len(self.tokens)
 
-# %% ../../nbs/analysis/10_attention.ipynb #b37622e5
+# %% ../../nbs/analysis/10_attention.ipynb #2fc10c54
 def _chosen(layout: Layout, blocks: Sequence[int] | None) -> tuple[int, ...]:
     "Block numbers from 0; negative ones count from the end"
     depth = len(layout.names)
@@ -214,7 +218,8 @@ def attention_maps(model: nn.Module,
     def hear(call):
         if (place := places.get(call.name)) is None: return
         if call.given is not None or call.bias is not None: maps[place] = call.weights()
-        else: torch.softmax(torch.matmul(call.query.float() * call.scale, call.key.float().transpose(-2, -1), out=maps[place]), -1, out=maps[place])
+        else:
+            for q, k, out in zip(call.query.float(), call.key.float().transpose(-2, -1), maps[place]): torch.softmax(torch.bmm(q * call.scale, k, out=out), -1, out=out)
     with torch.no_grad(), listening(model, hear, names=layout.names): model(images)
     return Attention(maps.transpose(0, 1).cpu().numpy(), layout.tokens, layout.grid, layout.patch, chosen)
 
@@ -352,6 +357,18 @@ def rollout(attention: Attention, token: str | int = 'cls') -> np.ndarray:   # (
     v[..., _row(attention, token)] = 1
     for mean in attention.maps.mean(2).swapaxes(0, 1)[::-1]: v = (v @ mean + v) / 2
     return v[:, 0, attention.prefix:].reshape(-1, *attention.grid)
+
+# %% ../../nbs/analysis/10_attention.ipynb #bd949b9b
+def mass_mask(maps: np.ndarray,          # (…, grid height, grid width), from 0 up
+              share: float = .6,         # of the sum of each map
+             ) -> np.ndarray:            # (…, grid height, grid width) True inside
+    "The patches that hold a share of a map, the largest first; the one that reaches the share is inside"
+    flat = maps.reshape(*maps.shape[:-2], -1)
+    order = np.argsort(flat, -1, kind='stable')
+    rising = np.take_along_axis(flat, order, -1)
+    inside = np.empty(flat.shape, dtype=bool)
+    np.put_along_axis(inside, order, np.cumsum(rising, -1) / rising.sum(-1, keepdims=True) > 1 - share, -1)
+    return inside.reshape(maps.shape)
 
 # %% ../../nbs/analysis/10_attention.ipynb #59164e36
 def load_model(run: Run, which: str = 'last') -> Student | ResNet | TimmNetwork:
