@@ -24,7 +24,7 @@ __all__ = ['DISAGREEMENTS', 'winning_shares', 'mix_accuracy', 'group_confusion',
            'saved_teacher', 'ask_teacher', 'teacher_table', 'rows_html', 'disputed', 'ExpertView', 'draw_experts',
            'set_mix', 'move_dial', 'draw_disputes', 'show_teacher', 'asked']
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #8c4c31d0
+# %% ../../nbs/widgets/34_expert_view.ipynb #aec67bd5
 def winning_shares(cls: np.ndarray, dist: np.ndarray,      # (N, C) logits
                    labels: np.ndarray,                     # (N,)
                    of: str = 'logits',                     # what is mixed: 'logits' or 'probabilities'
@@ -38,8 +38,10 @@ def winning_shares(cls: np.ndarray, dist: np.ndarray,      # (N, C) logits
         here = np.arange(len(a)), labels[part]
         a, b = a[here][:, None] - a, b[here][:, None] - b                # leads of the true class under CLS and under DIST
         with np.errstate(divide='ignore', invalid='ignore'): cross = b / (b - a)
-        low, high = np.where(a > b, cross, -np.inf), np.where(a < b, cross, np.inf)
-        never = (a == b) & (a < 0)
+        earlier = np.arange(cls.shape[1]) < labels[part][:, None]        # of two equal answers the class with the lower number counts
+        low = np.where(a > b, np.where(earlier, np.nextafter(cross, np.inf), cross), -np.inf)
+        high = np.where(a < b, np.where(earlier, np.nextafter(cross, -np.inf), cross), np.inf)
+        never = (a == b) & ((a < 0) | (a == 0) & earlier)
         low[never], high[never] = np.inf, -np.inf
         low[here], high[here] = -np.inf, np.inf
         bounds[:, part] = low.max(1), high.min(1)
@@ -164,15 +166,15 @@ def disputed(experts: Experts, which: str, number: int = 8, page: int = 0) -> np
     first = one_of_each(found, experts.labels, len(experts.counts))
     return np.concatenate([first, found[~np.isin(found, first)]]).astype(int)[page * number:(page + 1) * number]
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #151e6f2d
+# %% ../../nbs/widgets/34_expert_view.ipynb #33fa4d68
 class ExpertView(View):
     "CLS, DIST and their mixes, class by class"
     watches = ('run',)
-    def __init__(self, subjects: Mapping[str, Subject], state: State | None = None):
+    def __init__(self, subjects: Mapping[str, Subject], state: State | None = None, picker: bool = True):
         from ipywidgets import HTML, Box, Button, FloatSlider, Image, VBox
         super().__init__(subjects, make_state(state))
         self.bars, self.frontier, self.numbers, self.confusion, self.agreement, self.teacher = (HTML() for _ in range(6))
-        self.run = bind(self.state, 'run', menu('run', 'The run that is looked at', self.subjects, self.state.run)) if len(self.subjects) > 1 else None
+        self.run = bind(self.state, 'run', menu('run', 'The run that is looked at', self.subjects, self.state.run)) if picker and len(self.subjects) > 1 else None
         self.share = bind(self.state, 'share', FloatSlider(min=0, max=1, step=.01, description='CLS share', tooltip='0 is DIST alone, 0.5 the average, 1 CLS alone', readout_format='.2f'))
         self.of = bind(self.state, 'mix', menu('mix of', 'What is mixed', MIXES, self.state.mix))
         self.which = bind(self.state, 'dispute', menu('images', 'On which images', DISAGREEMENTS, self.state.dispute))
@@ -186,7 +188,8 @@ class ExpertView(View):
         self.state.observe(lambda c: self.turn(0), 'dispute')
         left, right = VBox([self.frontier]).add_class('narrow'), VBox([self.numbers, self.agreement]).add_class('wide')
         self.disputes = VBox([grid(self.which, self.more), self.strip])
-        self.fill(grid(self.run, self.share, self.of), self.bars, Box([left, right]).add_class('pair'), self.confusion, self.disputes, self.teacher, self.ask)
+        self.disputes.children = (HTML('<h4>Images on which they disagree</h4>'), *self.disputes.children)
+        self.fill(grid(self.run, self.share, self.of), self.bars, Box([left, right]).add_class('pair'), self.disputes, self.confusion, self.teacher, self.ask)
 
     @property
     def two(self) -> bool: return 'dist' in self.subject.experts.logits
@@ -269,13 +272,14 @@ def draw_disputes(view: ExpertView):
         button.tooltip = f'Show test image {i} in the attention view'
         box.layout.display = None
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #5fdba25f
+# %% ../../nbs/widgets/34_expert_view.ipynb #324320eb
 def show_teacher(view: ExpertView):
     "The teacher's part, when its answers are at hand; a button to ask it when they are not"
     experts = view.subject.experts
     if view.subject.run is None: return
     if not view.subject.run.config['config'].get('teacher'): view.teacher.value = '<h4>The teacher</h4><div class="caption">This run was trained without one.</div>'; return
-    answers = saved_teacher(view.subject.run, experts.labels)
+    try: answers = saved_teacher(view.subject.run, experts.labels)
+    except UserError as e: view.teacher.value = f'<h4>The teacher</h4><div class="caption">{html.escape(str(e))}</div>'; return
     if answers is None: view.ask.layout.display, view.teacher.value = None, '<h4>The teacher</h4><div class="caption">Its answers to the test images are not saved.</div>'; return
     view.teacher.value = '<h4>The teacher</h4>' + rows_html(teacher_table(experts, answers, np.arange(len(experts.labels))), '%')
 

@@ -79,7 +79,7 @@ class Lately:
         try: self.waiting = asyncio.get_running_loop().call_later(self.seconds, self.act)
         except RuntimeError: self.act()
 
-# %% ../../nbs/widgets/31_view.ipynb #deced111
+# %% ../../nbs/widgets/31_view.ipynb #62f2195b
 def style_html() -> str:
     "The style sheet of the views"
     dark = ', '.join(f'{body} .vitnb-view' for body in ('body[data-jp-theme-light="false"]', 'body.vscode-dark', 'body.quarto-dark'))
@@ -88,7 +88,8 @@ def style_html() -> str:
 STYLE = '''
 .jp-OutputArea:has(.vitnb-view) .jp-OutputArea-child:has(img:is(.jp-mod-unconfined, .unconfined)) { display: none }
 .vitnb-view { box-sizing: border-box; max-width: 70rem; padding: 10px 14px 12px; border: 1px solid var(--line); border-radius: 8px; background: var(--paper); color: var(--ink); overflow: visible; font: 13px/1.45 system-ui, sans-serif; font-variant-numeric: tabular-nums }
-.vitnb-view .vitnb-view { padding: 8px 0 0; border: 0; max-width: none }
+.vitnb-view .vitnb-view { padding: 0; border: 0; max-width: none }
+.vitnb-view { --jp-layout-color1: var(--paper); --jp-border-color1: var(--line) } .vitnb-view .widget-tab-contents { padding: 10px 14px 12px } .vitnb-view .widget-box { margin: 0 }
 .vitnb-view :is(.widget-box, .widget-html, .widget-html-content) { overflow: visible; line-height: 1.45; font-size: 13px; color: var(--ink) }
 .vitnb-view .widget-html { height: auto; margin: 0 }
 .vitnb-view .widget-label { color: var(--ink) }
@@ -96,16 +97,18 @@ STYLE = '''
 .vitnb-view .widget-label { width: 84px; flex: 0 0 84px; text-align: left }
 .vitnb-view .widget-readout { min-width: 42px; color: var(--ink) }
 .vitnb-view .controls { display: grid; grid-template-columns: repeat(auto-fill, minmax(255px, 1fr)); gap: 0 26px; margin: 0 0 6px }
-.vitnb-view .widget-toggle-buttons { width: auto }
+.vitnb-view .widget-toggle-buttons { display: flex; flex-flow: row nowrap; width: auto } .vitnb-view .widget-toggle-buttons > div { display: flex; gap: 4px }
 .vitnb-view .widget-toggle-button { width: auto; padding: 0 10px }
 .vitnb-view .note { margin: 4px 0; padding: 2px 9px; border-left: 3px solid var(--dist); max-width: 60rem }
 .vitnb-view .said { margin: 2px 0 6px } .vitnb-view .soft { color: var(--soft) } .vitnb-view .cls { color: var(--cls) } .vitnb-view .dist { color: var(--dist) }
+.vitnb-view .caption.above { display: flex; padding-left: 46px; text-align: center } .vitnb-view .caption.left { width: 46px; text-align: right; padding-right: 6px; box-sizing: border-box } .vitnb-view .scrolled { overflow-x: auto } .vitnb-view .row { align-items: flex-start }
 .vitnb-view .panels { flex-flow: row wrap; gap: 6px 14px; align-items: flex-start }
 .vitnb-view .panels > .widget-box { flex: 0 1 252px }
 .vitnb-view .widget-image { display: block; width: 100%; max-width: 100%; height: auto; margin: 0; border-radius: 3px; image-rendering: pixelated; object-fit: contain }
 .vitnb-view .caption { font-size: 12px; line-height: 1.4; color: var(--soft) } .vitnb-view .caption b { color: var(--ink); font-weight: 600 }
 .vitnb-view .ramp { display: flex; align-items: center; gap: 6px; font-size: 12px } .vitnb-view .ramp i { flex: 1; height: 8px; border-radius: 2px }
 .vitnb-view .pair { flex-flow: row wrap; gap: 6px 26px; align-items: flex-start } .vitnb-view .pair > .narrow { flex: 0 1 21rem } .vitnb-view .pair > .wide { flex: 1 1 24rem }
+.vitnb-view .thirds { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 8px 22px; margin-bottom: 8px }
 .vitnb-view .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(94px, 1fr)); gap: 6px 10px } .vitnb-view .thumbs .widget-image { max-width: 84px }
 .vitnb-view figure { margin: 0 } .vitnb-view figure svg { display: block; width: 100%; height: auto }
 .vitnb-view h4 { margin: 8px 0 3px; font-size: 13px; font-weight: 600; color: var(--ink) }
@@ -117,15 +120,15 @@ STYLE = '''
 .vitnb-view :is(button, input, select, .noUi-handle):focus-visible { outline: 2px solid var(--cls); outline-offset: 1px }
 '''
 
-# %% ../../nbs/widgets/31_view.ipynb #9c990e74
+# %% ../../nbs/widgets/31_view.ipynb #c334c872
 class View:
     "Widgets that show subjects as the state says, and the figure behind them"
     watches: tuple[str, ...] = ()                     # parts of the state after which it draws again
     def __init__(self, subjects: Mapping[str, Subject], state: State):
         from ipywidgets import HTML, VBox
-        self.subjects, self.state, self.note = dict(subjects), state, HTML()
+        self.subjects, self.state, self.note = dict(subjects), state, HTML(layout=dict(display='none'))
         if state.run not in self.subjects: state.run = next(iter(self.subjects), '')
-        self.box = VBox([HTML(style_html()), self.note]).add_class('vitnb-view')
+        self.box = VBox([HTML(style_html(), layout=dict(display='none')), self.note]).add_class('vitnb-view')
         self.problems: dict[str, str] = {}
 
     @property
@@ -145,7 +148,7 @@ class View:
         except Exception as e: result, problem = None, f'This could not be drawn ({type(e).__name__}: {str(e)[:200]})'
         self.problems = {k: v for k, v in {**self.problems, name: problem}.items() if v}
         text = ''.join(f'<div class="note" role="status">{html.escape(line)}</div>' for line in dict.fromkeys(self.problems.values()))
-        if self.note.value != text: self.note.value = text
+        if self.note.value != text: self.note.value, self.note.layout.display = text, None if text else 'none'
         return result
 
     def save(self, path: str | Path, dpi: int = 200) -> Path:
