@@ -38,11 +38,12 @@ def plan_of_counts(counts: Sequence[int]) -> dict:
     sizes = np.unique(counts)
     return dict(classes=max(2, len(counts)), largest=max(1, int(counts[0])), rho=float(round(counts[0] / max(1, counts[-1]), 2)), profile='step' if len(sizes) == 2 and len(counts) > 2 else 'exp')
 
-# %% ../../nbs/widgets/38_longtail_view.ipynb #8786c58a
+# %% ../../nbs/widgets/38_longtail_view.ipynb #ea0c16df
 def bars_svg(values: np.ndarray,             # (C,) in the order they are drawn
-             groups: Groups, title: str, unit: str = '', log: bool = False) -> str:
+             groups: Groups, title: str, unit: str = '',
+             log: bool = False, wide: int = 380) -> str:
     "A small bar chart, made without matplotlib because it follows a slider"
-    W, H, left, base = 560, 150, 4, 122
+    W, H, left, base = wide, 150, 4, 122
     top = max(float(np.max(values)), 1e-12)
     share = np.log10(np.maximum(values, 1)) / max(np.log10(max(top, 10)), 1e-9) if log else np.asarray(values) / top
     step, tall = (W - 2 * left) / len(values), 92 * np.clip(share, 0, 1)
@@ -53,7 +54,7 @@ def bars_svg(values: np.ndarray,             # (C,) in the order they are drawn
             marks += f'<path d="{_outline(tall[start:stop], left + start * step, step, base)}" style="fill: var(--{name})"/>'
             marks += f'<text x="{left + (start + stop) / 2 * step:.1f}" y="{base + 12}" text-anchor="middle" style="fill: var(--soft); font-size: 11px">{name}</text>'
         start = stop
-    label = lambda i, anchor: f'<text x="{left + (i + .5) * step if anchor == "middle" else {"start": left, "end": W - left}[anchor]:.1f}" y="{max(24, base - tall[i] - 4):.1f}" text-anchor="{anchor}" style="fill: var(--ink); font-size: 11px">{values[i]:.3g}</text>' if values[i] < 1000 else label_large(i, anchor)
+    label = lambda i, anchor: f'<text x="{left + (i + .5) * step if anchor == "middle" else {"start": left, "end": W - left}[anchor]:.1f}" y="{max(24, base - tall[i] - 4):.1f}" text-anchor="{anchor}" style="fill: var(--ink); font-size: 11px">{values[i]:.{2 if values[i] < 1 else 3}g}</text>' if values[i] < 1000 else label_large(i, anchor)
     label_large = lambda i, anchor: f'<text x="{left + (i + .5) * step if anchor == "middle" else {"start": left, "end": W - left}[anchor]:.1f}" y="{max(24, base - tall[i] - 4):.1f}" text-anchor="{anchor}" style="fill: var(--ink); font-size: 11px">{values[i]:,.0f}</text>'
     few = len(values) <= 20
     numbers = ''.join(label(i, 'middle') for i in range(len(values))) if few else label(0, 'start') + label(len(values) - 1, 'end')
@@ -91,7 +92,7 @@ def plan_figure(plan: Plan, title: str = '') -> Picture:
     if title: figure.suptitle(title, fontsize=SIZE, color=COLOURS['soft'], x=.01, ha='left')
     return figure
 
-# %% ../../nbs/widgets/38_longtail_view.ipynb #008a31b3
+# %% ../../nbs/widgets/38_longtail_view.ipynb #abd06c30
 class LongTailView(View):
     "Class sizes, groups, weights and margins, to plan with"
     watches = ('classes', 'largest', 'rho', 'profile', 'rule', 'beta')
@@ -124,7 +125,7 @@ class LongTailView(View):
 def draw_plan(view: LongTailView):
     "Another plan"
     plan = make_plan(view.state)
-    texts = (bars_svg(plan.counts, plan.groups, 'training images', f'{plan.counts.sum():,} in all, log scale', log=True), bars_svg(plan.weights, plan.groups, 'weight in the loss', f'β = {view.state.beta:g}'),
+    texts = (bars_svg(plan.counts, plan.groups, 'training images', f'{plan.counts.sum():,} in all, log scale', True, 780), bars_svg(plan.weights, plan.groups, 'weight in the loss', f'β = {view.state.beta:g}'),
              bars_svg(plan.margins, plan.groups, 'LDAM margin', 'largest 0.5'))
     for picture, text in zip(view.pictures, texts): picture.value = text
     view.table.value = plan_html(plan)

@@ -122,7 +122,7 @@ def spectrum_axes(found: Spread):
     axes['cloud'].set_ylabel('second component', fontsize=SIZE, color=COLOURS['soft'])
     return figure, axes
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #93566b67
+# %% ../../nbs/widgets/36_rank_view.ipynb #5bd529af
 def rank_figure(found: Spread, state: State, others: Mapping[str, Spread] = {}) -> Picture:
     "Ranks by block, for a paper"
     ranks = rank_at(found.spectrum, state.threshold)
@@ -154,7 +154,7 @@ def _where(found: Spread, state: State) -> tuple[int, int]:
 
 def _curve(found: Spread, g: int, t: int, b: int) -> tuple[np.ndarray, np.ndarray]:
     energy = found.spectrum[g, t, b] ** 2
-    return np.arange(1, len(energy) + 1), np.where((s := energy / max(np.nansum(energy), 1e-30)) > 1e-6, s, np.nan)
+    return np.arange(1, len(energy) + 1), np.where((s := energy / max(np.nansum(energy), 1e-30)) > 1e-5, s, np.nan)
 
 def _scaled(places: np.ndarray) -> np.ndarray: return places / max(np.abs(places).max(), 1e-12)
 

@@ -99,7 +99,7 @@ def for_people(pixels: np.ndarray) -> np.ndarray:     # (channels, H, W) uint8 â
     if len(pixels) == 3: return pixels.transpose(1, 2, 0).astype(np.float32) / 255
     return 1 - pixels.mean(0).astype(np.float32) / 255 if len(pixels) == 1 else pixels.mean(0).astype(np.float32) / 255
 
-# %% ../../nbs/widgets/30_state.ipynb #f7c7b72a
+# %% ../../nbs/widgets/30_state.ipynb #6b0eea8e
 def answers_of(output) -> dict[str, np.ndarray]:     # head â†’ (B, C)
     "What a model said, by head"
     if hasattr(output, 'cls') and hasattr(output, 'dist'): return dict(cls=output.cls.float().numpy(), dist=output.dist.float().numpy(), avg=output.avg.float().numpy())
@@ -119,8 +119,8 @@ def read_picture(path: str | Path,
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     picture = picture.crop((left, top, left + side, top + side))
     if size: picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1).copy()
+    pixels = np.array(picture)
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 # %% ../../nbs/widgets/30_state.ipynb #f57ccc13
 class Subject:

@@ -79,7 +79,7 @@ class Lately:
         try: self.waiting = asyncio.get_running_loop().call_later(self.seconds, self.act)
         except RuntimeError: self.act()
 
-# %% ../../nbs/widgets/31_view.ipynb #62f2195b
+# %% ../../nbs/widgets/31_view.ipynb #2f406a1f
 def style_html() -> str:
     "The style sheet of the views"
     dark = ', '.join(f'{body} .vitnb-view' for body in ('body[data-jp-theme-light="false"]', 'body.vscode-dark', 'body.quarto-dark'))
@@ -101,15 +101,15 @@ STYLE = '''
 .vitnb-view .widget-toggle-button { width: auto; padding: 0 10px }
 .vitnb-view .note { margin: 4px 0; padding: 2px 9px; border-left: 3px solid var(--dist); max-width: 60rem }
 .vitnb-view .said { margin: 2px 0 6px } .vitnb-view .soft { color: var(--soft) } .vitnb-view .cls { color: var(--cls) } .vitnb-view .dist { color: var(--dist) }
-.vitnb-view .caption.above { display: flex; padding-left: 46px; text-align: center } .vitnb-view .caption.left { width: 46px; text-align: right; padding-right: 6px; box-sizing: border-box } .vitnb-view .scrolled { overflow-x: auto } .vitnb-view .row { align-items: flex-start }
+.vitnb-view .caption.above { display: flex; padding-left: 52px; text-align: center } .vitnb-view .caption.left { width: 52px; white-space: nowrap; text-align: right; padding-right: 6px; box-sizing: border-box } .vitnb-view .scrolled { overflow-x: auto } .vitnb-view .row { align-items: flex-start }
 .vitnb-view .panels { flex-flow: row wrap; gap: 6px 14px; align-items: flex-start }
 .vitnb-view .panels > .widget-box { flex: 0 1 252px }
 .vitnb-view .widget-image { display: block; width: 100%; max-width: 100%; height: auto; margin: 0; border-radius: 3px; image-rendering: pixelated; object-fit: contain }
 .vitnb-view .caption { font-size: 12px; line-height: 1.4; color: var(--soft) } .vitnb-view .caption b { color: var(--ink); font-weight: 600 }
 .vitnb-view .ramp { display: flex; align-items: center; gap: 6px; font-size: 12px } .vitnb-view .ramp i { flex: 1; height: 8px; border-radius: 2px }
 .vitnb-view .pair { flex-flow: row wrap; gap: 6px 26px; align-items: flex-start } .vitnb-view .pair > .narrow { flex: 0 1 21rem } .vitnb-view .pair > .wide { flex: 1 1 24rem }
-.vitnb-view .thirds { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 8px 22px; margin-bottom: 8px }
-.vitnb-view .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(94px, 1fr)); gap: 6px 10px } .vitnb-view .thumbs .widget-image { max-width: 84px }
+.vitnb-view .thirds { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 8px 22px; margin-bottom: 8px } .vitnb-view .thirds > :first-child { grid-column: 1 / -1 } .vitnb-view .controls .widget-button { justify-self: start; min-width: 120px; margin: 2px 0 }
+.vitnb-view .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 6px 10px } .vitnb-view .thumbs .widget-image { max-width: 84px }
 .vitnb-view figure { margin: 0 } .vitnb-view figure svg { display: block; width: 100%; height: auto }
 .vitnb-view h4 { margin: 8px 0 3px; font-size: 13px; font-weight: 600; color: var(--ink) }
 .vitnb-view table { border-collapse: collapse; margin: 0; font-size: 12.5px; color: var(--ink) } .vitnb-view tr { background: none !important }

@@ -19,7 +19,7 @@ from .state import RunSubject, State, Subject, make_state, make_subject, state_d
 from .view import View, bind, grid
 
 # %% auto #0
-__all__ = ['VIEWS', 'TrainingView', 'Workbench', 'top_html', 'named_subjects', 'workbench']
+__all__ = ['VIEWS', 'TrainingView', 'Workbench', 'top_html', 'named_subjects', 'workbench', 'saved_state']
 
 # %% ../../nbs/widgets/50_workbench.ipynb #0e3c0faf
 class TrainingView(View):
@@ -129,3 +129,12 @@ def workbench(*sources,                                     # runs, their folder
     "Look into runs or models; raises `UserError` when one of them does not exist"
     if not sources: raise UserError('workbench needs a run folder, such as workbench("runs/deit-lt-1")')
     return Workbench(named_subjects(sources, images), make_state(state))
+
+# %% ../../nbs/widgets/50_workbench.ipynb #fe23ffbd
+def saved_state(notebook: str | Path) -> dict[str, Any]:
+    "The state that a saved notebook was last looked at with; empty when there is none"
+    try:
+        outputs = [o for c in json.loads(Path(notebook).read_text('utf-8'))['cells'] for o in c.get('outputs', [])]
+        texts = [''.join(o.get('data', {}).get('text/plain', '')) for o in outputs]
+        return json.loads([t for t in texts if t.startswith('state: {')][-1].removeprefix('state: '))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError): return {}
