@@ -1,0 +1,266 @@
+"The workbench: runs that lack something, hostile names and files, and a whole journey through JupyterLab"
+import json, shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from vitnb.cli import look_command, look_notebook
+from vitnb.core import UserError
+from vitnb.data.longtail import size_groups
+from vitnb.data.sets import ImageSet
+from vitnb.models.student import StudentConfig, make_student, save_weights
+from vitnb.training.runs import Run, write_json
+from vitnb.widgets.attention_view import AttentionView
+from vitnb.widgets.expert_view import ExpertView
+from vitnb.widgets.longtail_view import LongTailView
+from vitnb.widgets.rank_view import RankView
+from vitnb.widgets.state import RunSubject, make_state, state_dict
+from vitnb.widgets.view import still
+from vitnb.widgets.workbench import Workbench, saved_state, workbench
+
+from conftest import ROOT
+from test_browser import jupyterlab, run_all, save, wait, watched
+
+EVIL = '<img src=x onerror=alert(1)>'
+TUTORIAL = 'nbs/tutorials/reading_a_run.ipynb'
+SMALL = dict(img_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+
+
+class Made(RunSubject):
+    "A run with test images of its own"
+    @property
+    def test(self): return self.images
+
+
+def make(folder, classes=3, channels=1, heads=('cls', 'dist'), predictions=True, weights=True, groups=None, state='finished'):
+    "A run with a small untrained student, and its test images"
+    folder.mkdir(parents=True)
+    random, counts = np.random.RandomState(0), np.arange(classes, 0, -1)
+    labels = np.arange(max(40, min(classes, 300))) % classes
+    g = groups or size_groups(counts)
+    names = [f'{EVIL} {i}' for i in range(classes)]
+    data = dict(class_names=names, counts=counts.tolist(), fingerprint='', mean=[.5] * channels, std=[.5] * channels, groups=dict(head=list(g.head), mid=list(g.mid), tail=list(g.tail), rule=f'by {EVIL}'))
+    write_json(folder/'config.json', dict(method=EVIL, config=dict(epochs=3, seed=0, teacher=None, data=dict(dataset=EVIL)), data=data))
+    write_json(folder/'status.json', dict(state=state, started='', host='elsewhere', pid=1))
+    def answers(): return (random.randn(len(labels), classes) + 9 * random.randint(0, 2, (len(labels), 1)) * (labels[:, None] == range(classes))).astype(np.float32)
+    if predictions: np.savez(folder/'predictions.npz', labels=labels, **{h: answers() for h in heads})
+    if weights:
+        config = StudentConfig(in_chans=channels, num_classes=classes, **SMALL)
+        save_weights(make_student(config), folder/'model.safetensors', kind='student', config=asdict(config))
+    subject = Made(Run(folder), folder.name)
+    subject.images = ImageSet(torch.from_numpy(random.randint(0, 256, (len(labels), channels, 16, 16), dtype=np.uint8)), torch.from_numpy(labels), tuple(names))
+    return subject
+
+
+def bench(*subjects, **state): return Workbench({s.name: s for s in subjects}, make_state(state))
+
+
+def texts(view):
+    "All the HTML of a view's widgets; labels, options and tooltips are text for the browser"
+    from ipywidgets import HTML, Widget
+    found, todo = [], [view.box if hasattr(view, 'box') else view]
+    while todo:
+        w = todo.pop()
+        if isinstance(w, HTML): found.append(w.value)
+        todo += [c for c in getattr(w, 'children', ()) if isinstance(c, Widget)]
+    return '\n'.join(found)
+
+
+def look_everywhere(b):
+    "Every tab, with what each says is wrong"
+    said = {}
+    for i, name in enumerate(('attention', 'experts', 'rank', 'long tail', 'training')):
+        b.state.view = i
+        said[name] = b.views[name].note.value + b.note.value
+        assert 'could not be drawn' not in said[name], said[name]
+        data, _ = still(b.views[name])          # the picture for static pages is always there
+        assert data['image/png'][:4] == b'\x89PNG'
+    return said
+
+
+# What may be missing or odd -----------------------------------------------------------------------------------------
+
+def test_names_with_markup_appear_as_text(tmp_path):
+    b = bench(make(tmp_path/'a'), make(tmp_path/f'b{EVIL.replace("/", "")}'))
+    look_everywhere(b)
+    b.state.choice, b.state.view = 'one class', 0
+    b.state.other, b.state.compare = list(b.subjects)[1], 'the other run'
+    found = texts(b) + ''.join(texts(v) for v in b.views.values())
+    assert '<img' not in found and '&lt;img' in found
+
+
+@pytest.mark.parametrize('channels, classes', [(1, 2), (3, 3), (16, 5), (2, 8142)])
+def test_any_channels_and_classes(tmp_path, channels, classes):
+    b = bench(make(tmp_path/'run', classes, channels))
+    said = look_everywhere(b)
+    assert not any(said[n] for n in ('attention', 'experts', 'rank', 'long tail')), said
+    b.state.share = .2
+    assert not b.views['experts'].note.value and 'mix, 20 % CLS' in b.views['experts'].numbers.value
+
+
+def test_without_predictions(tmp_path):
+    said = look_everywhere(b := bench(make(tmp_path/'run', predictions=False)))
+    assert 'no predictions' in said['experts'] and not said['attention'] and not said['rank']
+    assert b.views['attention'].pictures[1][1].value
+
+
+def test_without_dist(tmp_path):
+    b = bench(make(tmp_path/'run', heads=('out',)))
+    said = look_everywhere(b)
+    assert 'one head' in said['experts'] and 'network' in b.views['experts'].numbers.value
+    b.state.choice = 'only DIST right'
+    assert 'one head' in b.picker.note.value and not b.views['attention'].note.value
+
+
+def test_while_it_trains(tmp_path):
+    "No weights and no predictions yet: the training is in front; what comes later is found when it is read again"
+    subject = make(tmp_path/'run', predictions=False, weights=False, state='running')
+    b = bench(subject)
+    assert b.state.view == 4 and 'running' in b.top.value
+    said = look_everywhere(b)
+    assert 'running' in said['experts'] and 'running' in said['attention']
+    b.views['training'].place.children[0].close()          # ends its thread
+    make(tmp_path/'done')
+    for name in ('model.safetensors', 'predictions.npz'): shutil.copy(tmp_path/'done'/name, tmp_path/'run'/name)
+    write_json(tmp_path/'run/status.json', dict(state='finished', started=''))
+    b.state.view = 1
+    b.again.click()
+    assert not b.views['experts'].note.value
+
+
+def test_an_empty_group(tmp_path):
+    from vitnb.data.longtail import Groups
+    b = bench(make(tmp_path/'run', groups=Groups((0,), (1, 2), (), 'no tail')))
+    said = look_everywhere(b)
+    assert not said['experts'] and '–' in b.views['experts'].numbers.value
+    b.state.choice = 'tail'
+    assert 'no test image is of this kind' in b.picker.note.value
+    b.state.choice = 'head'
+    assert not b.picker.note.value and b.state.image in (0, 3, 6)
+
+
+def test_files_that_are_no_images(tmp_path):
+    (bad := tmp_path/'no image.png').write_bytes(b'\x89PNG\r\n\x1a\n' + b'x' * 100)
+    Image.new('RGB', (30, 20), 'teal').save(good := tmp_path/f'{EVIL.replace("/", "")}.png')
+    b = bench(make(tmp_path/'run'))
+    for path in (bad, tmp_path, tmp_path/'none.png', '\0'):
+        b.state.file = str(path)
+        assert b.views['attention'].note.value and 'could not be drawn' not in b.views['attention'].note.value, path
+    b.state.file = str(good)
+    assert not b.views['attention'].note.value and '<img' not in b.views['attention'].said.value
+    b.state.file = ''
+    assert not b.views['attention'].note.value
+
+
+def test_damaged_files(tmp_path):
+    subject = make(tmp_path/'run')
+    for name in ('model.safetensors', 'predictions.npz'): (tmp_path/'run'/name).write_bytes(b'no')
+    said = look_everywhere(bench(subject))
+    assert 'predictions.npz' in said['experts'] and 'safetensors' in said['attention'] and not said['long tail']
+
+
+def test_a_state_makes_the_same_picture(tmp_path):
+    subject = make(tmp_path/'run')
+    for i, views in enumerate((AttentionView, ExpertView, RankView, LongTailView)):
+        first = views({'run': subject}, make_state(block=2, head=1, query='dist', image=3, share=.2, threshold=.8, rho=7., largest=90))
+        again = views({'run': subject}, make_state(json.dumps(state_dict(first.state))))
+        assert first.figure().as_bytes() == again.figure().as_bytes()
+        for kind in ('png', 'svg', 'pdf'): assert first.save(tmp_path/f'{i}.{kind}').stat().st_size > 1000
+
+
+# The command --------------------------------------------------------------------------------------------------------
+
+def test_look(tmp_path, capsys, monkeypatch):
+    make(tmp_path/'a')
+    look_command((tmp_path/'a',), open=False)
+    assert 'jupyterlab' in capsys.readouterr().out
+    notebook = look_notebook([tmp_path/'a'])
+    before = notebook.read_bytes()
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(UserError, match='pip install voila'): look_command((tmp_path/'a',), app=True)
+    assert notebook.read_bytes() == before and saved_state(notebook) == {}
+    with pytest.raises(UserError, match='run folder'): look_command((tmp_path/'none',), open=False)
+
+
+# In JupyterLab ------------------------------------------------------------------------------------------------------
+
+# what must change the pictures of its tab: (label, kind, what is done)
+MOVES = {'Attention': [('block', 'slider', 'ArrowLeft'), ('head', 'slider', 'ArrowRight'), ('scale', 'menu', 'all blocks'), ('compare', 'menu', 'the other token'), ('method', 'menu', 'rollout'),
+                       ('method', 'menu', 'attention'), ('query', 'toggle', 'DIST'), ('query', 'toggle', 'a patch'), ('row', 'slider', 'ArrowRight'), ('column', 'slider', 'ArrowRight'),
+                       ('image', 'slider', 'ArrowRight'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
+         'Experts': [('CLS share', 'slider', 'ArrowLeft'), ('mix of', 'menu', 'probabilities'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
+         'Rank': [('variance', 'slider', 'PageDown'), ('block', 'slider', 'ArrowRight'), ('token', 'menu', 'DIST'), ('second', 'menu', 'vit'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
+         'Long tail': [('classes', 'slider', 'PageUp'), ('largest', 'slider', 'ArrowLeft'), ('ρ', 'slider', 'ArrowLeft'), ('profile', 'menu', 'step'), ('groups', 'menu', 'count'), ('β', 'menu', '0.99')]}
+# pictures and charts that can be seen, as a text that changes with them
+SEEN = '''e => [...e.querySelectorAll('img, figure svg')].filter(i => i.offsetParent || i.closest('figure')?.offsetParent)
+    .map(i => i.src || [...i.innerHTML].reduce((h, c) => (h * 31 + c.charCodeAt(0)) | 0, 7)).join()'''
+
+
+def control(root, label):
+    "The control with this label that can be seen"
+    return root.locator('.widget-inline-hbox:visible', has=root.page.locator(f'.widget-label:text-is("{label}")')).first
+
+
+def move(root, label, kind, what):
+    "Do what a hand would, with the keyboard where there is one"
+    box = control(root, label)
+    if kind == 'menu': box.locator('select').select_option(label=what)
+    elif kind == 'toggle': box.get_by_role('button', name=what).click()
+    else: box.locator('.noUi-handle').focus(); root.page.keyboard.press(what)
+
+
+def in_theme(page, name):
+    page.click('.lm-MenuBar-itemLabel:text-is("Settings")')
+    page.hover('.lm-Menu-itemLabel:text-is("Theme")')
+    page.click(f'.lm-Menu-itemLabel:text-is("{name}")')
+    page.wait_for_timeout(1000)
+
+
+def test_workbench_in_jupyterlab(browser, tmp_path, shots, quick_report):
+    "The tutorial from start to end; then every control of every tab, by key; then the notebook is saved and found to hold the state and a picture"
+    (folder := tmp_path/'a copy').mkdir()
+    shutil.copy(ROOT/TUTORIAL, folder/'read.ipynb')
+    env = dict(PYTHONPATH=str(ROOT), RUNS=str(quick_report.parents[1]))
+    with jupyterlab(folder, tmp_path, **env) as (url, token), watched(browser, viewport=dict(width=1280, height=1900)) as (page, wrong):
+        page.goto(f'{url}/lab/tree/read.ipynb?reset&token={token}')
+        run_all(page, 10)
+        assert page.locator('.jp-mod-error, [data-mime-type$="stderr"]').count() == 0
+        root = page.locator('.vitnb-view').first
+        assert root.locator('.note:visible').count() == 0
+        assert page.locator('img.jp-mod-unconfined:visible').count() == 0       # the still picture is hidden while the views live
+        for tab, moves in MOVES.items():
+            root.locator(f'.lm-TabBar-tabLabel:text-is("{tab}")').click()
+            wait(lambda: root.evaluate(SEEN), 90)
+            wait(lambda: control(root, moves[0][0]).count(), 90)
+            for label, kind, what in moves:
+                before = root.evaluate(SEEN)
+                move(root, label, kind, what)
+                wait(lambda: root.evaluate(SEEN) != before, 90)
+            assert root.locator('.note:visible').count() == 0, (tab, root.locator('.note:visible').all_inner_texts())
+            root.screenshot(path=shots/f'workbench-{tab.lower().replace(" ", "-")}.png')
+            assert not root.evaluate('e => e.scrollWidth > e.clientWidth'), f'{tab} is cut off'
+        root.locator('.lm-TabBar-tabLabel:text-is("Experts")').click()
+        root.get_by_role('button', name='open').nth(1).click()               # an image on which they disagree
+        wait(lambda: root.locator('.lm-mod-current .lm-TabBar-tabLabel').inner_text() == 'Attention', 30)
+        control(root, 'own file').locator('input').fill('no such file.png')
+        page.keyboard.press('Enter')
+        root.locator('.note:visible').get_by_text('there is no file').wait_for(timeout=30_000)
+        control(root, 'own file').locator('input').fill('')
+        page.keyboard.press('Enter')
+        wait(lambda: root.locator('.note:visible').count() == 0, 30)
+        in_theme(page, 'JupyterLab Dark')
+        for tab in MOVES:
+            root.locator(f'.lm-TabBar-tabLabel:text-is("{tab}")').click()
+            page.wait_for_timeout(500)
+            root.screenshot(path=shots/f'workbench-{tab.lower().replace(" ", "-")}-dark.png')
+        page.wait_for_timeout(3000)                                          # the still picture follows
+        nb = save(page, folder/'read.ipynb')
+        in_theme(page, 'JupyterLab Light')
+        assert not wrong
+    outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
+    assert sum('application/vnd.jupyter.widget-view+json' in o.get('data', {}) for o in outputs) == 1
+    assert sum('state: {' in ''.join(o.get('data', {}).get('text/plain', '')) and 'image/png' in o['data'] for o in outputs) == 1
+    assert (folder/'read.ipynb').stat().st_size < 2e6 and saved_state(folder/'read.ipynb')['view'] == 3
