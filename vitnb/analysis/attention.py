@@ -23,7 +23,7 @@ __all__ = ['Call', 'listening', 'Layout', 'attention_layout', 'Attention', 'atte
            'patch_distances', 'HeadNumbers', 'head_numbers', 'stream_attention', 'HeadMeans', 'attention_means',
            'block_map', 'rollout', 'mass_mask', 'load_model', 'load_student', 'load_test_images']
 
-# %% ../../nbs/analysis/10_attention.ipynb #f931fefe
+# %% ../../nbs/analysis/10_attention.ipynb #bdc23e95
 @dataclass(frozen=True, eq=False)
 class Call:
     "One call of attention: B images, H heads, N tokens of d numbers a head"
@@ -38,7 +38,7 @@ class Call:
     def scores(self, images: slice = slice(None), rows: slice = slice(None)) -> Tensor:
         "What the softmax is taken of, (images, H, rows, N), float32"
         query, key = self.query[images, :, rows].float() * self.scale, self.key[images].float().transpose(-2, -1)
-        if torch.is_grad_enabled() or query.device.type != 'cpu': scores = query @ key
+        if torch.is_grad_enabled() or query.device.type != 'cpu' or len(query) == 1: scores = query @ key
         else:
             scores = query.new_empty(*query.shape[:3], key.shape[-1])
             for q, k, out in zip(query, key, scores): torch.bmm(q, k, out=out)         # image by image, which copies no key
@@ -82,12 +82,12 @@ def _torch_call(name: str, module: nn.MultiheadAttention, query: Tensor, key: Te
         parts.append(x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2))
     return Call(name, *parts, scale=module.head_dim ** -.5)
 
-# %% ../../nbs/analysis/10_attention.ipynb #28a8ee61
+# %% ../../nbs/analysis/10_attention.ipynb #2fd4697a
 @contextmanager
 def listening(model: nn.Module,
               hear: Callable[[Call], Tensor | None],     # told of each call; weights (B, H, N, N) that it returns are used instead of the model's
               fused: bool = False,                       # let timm's blocks use the fused call, which alone shows queries, keys and values
-              names: Sequence[str] | None = None,        # the modules of interest, when they are known: only calls from inside these have a name
+              names: Sequence[str] | None = None,        # the modules of interest, when they are known: only calls from inside these are heard
              ) -> Iterator[None]:
     "Inside the block `hear` is told of all attention of the model, which is in evaluation mode"
     mode = _Mode(hear)
@@ -97,13 +97,18 @@ def listening(model: nn.Module,
             return [module.register_forward_pre_hook(torch_hook, with_kwargs=True)]
         if name.endswith('attn_drop'): return [module.register_forward_hook(lambda m, inputs, out: hear(Call(name.rpartition('.')[0], given=inputs[0])))]
         if name not in names if names is not None else not module._modules: return []
-        return [module.register_forward_pre_hook(lambda m, inputs: mode.inside.append(name)),
-                module.register_forward_hook(lambda m, inputs, out: mode.inside.__delitem__(-1), always_call=True)]
+        def enter(m, inputs):
+            mode.inside.append(name)
+            if names is not None: mode.__enter__()          # only in the modules of interest: every call of PyTorch inside a mode costs a little
+        def leave(m, inputs, out):
+            mode.inside.pop()
+            if names is not None: mode.__exit__(None, None, None)
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
     device, modules = next((p.device.type for p in model.parameters()), 'cpu'), dict(model.named_modules())
     with _for_a_look(modules.values(), fused), torch.autocast(device, enabled=False), ExitStack() as hooks:
         for name, module in modules.items():
             for handle in attached(name, module): hooks.callback(handle.remove)
-        if not any(isinstance(m, nn.MultiheadAttention) for m in modules.values()): hooks.enter_context(mode)
+        if names is None and not any(isinstance(m, nn.MultiheadAttention) for m in modules.values()): hooks.enter_context(mode)
         yield
 
 # %% ../../nbs/analysis/10_attention.ipynb #1be4325a
