@@ -97,13 +97,13 @@ def variety_loss(features: Tensor,            # (B, D) last features of the teac
     boundary = distances.detach().masked_fill(same, math.inf).amin(1)
     return (boundary - margin - twin).relu().mean()
 
-# %% ../../nbs/methods/52_datafree.ipynb #05684352
+# %% ../../nbs/methods/52_datafree.ipynb #68f60b3a
 @dataclass(frozen=True)
 class InversionConfig:
     "How images are made from a network"
     half_steps: int = 0
     "steps at half the side first; images of an even side"
-    steps: int = 250
+    steps: int = 300
     "steps at full size"
     lr: float = .1
     "of Adam, on the pixels"
@@ -131,7 +131,7 @@ class InversionConfig:
     "weight of the first of them (ImageNet: 10)"
     tv_l1: float = 0.
     "weight of the mean absolute total variation"
-    tv_l2: float = 2e-3
+    tv_l2: float = 6e-3
     "weight of the total variation of the whole batch"
     tv_batch: int = 150
     "images in a batch for which tv_l2 is meant; for others it is rescaled; 0: it is not"
