@@ -91,7 +91,7 @@ def test_settings_of_a_run(run, no_training, capsys):
 def test_options(run, no_training, capsys):
     import dataclasses
     from vitnb.methods.registry import methods
-    names = {name: [f'--{f.name.replace("_", "-")}' for f in dataclasses.fields(kind) if f.name not in ('data', 'augment')] + ['--rho', '--n-max', '--dataset', '--img-size', '--mixup', '--erase', '--crop', '--folder']
+    names = {name: [f'--{f.name.replace("_", "-")}' for f in dataclasses.fields(kind) if f.name not in ('data', 'augment', 'mhca')] + (['--mhca-share', '--mhca-merge', '--mhca-drop'] if hasattr(kind, 'mhca') else []) + ['--rho', '--n-max', '--dataset', '--img-size', '--mixup', '--erase', '--crop', '--folder']
              for name, kind in methods().items()}
     refused = []
 

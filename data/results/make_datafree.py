@@ -22,7 +22,7 @@ from vitnb.methods.teacher import Teacher
 from vitnb.models.any_teacher import teacher_source
 
 HERE, BATCH = Path(__file__).parent, 128
-SIZES = dict(small=dict(per_class=100, steps=250, updates=1000, student=dict(student='nano', patch_size=4), teacher=dict(depth=8, epochs=20)),
+SIZES = dict(small=dict(per_class=100, steps=300, updates=1000, student=dict(student='nano'), teacher=dict(depth=8, epochs=20)),
              full=dict(per_class=1000, steps=1000, updates=10000, student=dict(student='tiny', patch_size=4, lr=1e-3), teacher=dict(depth=20, epochs=60)))
 MADE = {    # set → how it is made
     'made': dict(variety='none'),

@@ -4,7 +4,8 @@
                                        [--seeds 0 1 2] [--rows NAME ...] [--folder runs/dearkd] [--list] [--tiny]
 
 Writes data/results/dearkd_SIZE.json after each run. What is written there is not run again, so the command can be
-stopped and started; with --list it says what is done and what is missing. Both axes of less data are kept apart:
+stopped and started; with --list it says what is done and what is missing. One seed of the rows that test the claim:
+--axes updates --fractions 10 25 --teachers fraction --seeds 0. Both axes of less data are kept apart:
 `updates` gives every fraction as many updates, `epochs` as many passes (so a tenth of the data has a tenth of the
 updates). The teacher is trained on the same images (`fraction`) or on all of them (`all`, which leaks labels that the
 student does not have). There is no validation part, and the last weights count: no epoch is chosen on the test images.
@@ -31,7 +32,8 @@ from vitnb.training.metrics import group_accuracy
 
 HERE, PER_CLASS, BATCH = Path(__file__).parent, 2000, 128
 NO_MHCA, HALF = MhcaSettings(mhca_share=0.), MhcaSettings(mhca_share=.5)
-SIZES = dict(small=dict(student=dict(student='nano', patch_size=4), teacher=dict(depth=8), updates=1400, epochs=20),
+SIZES = dict(small=dict(student=dict(student='nano'), teacher=dict(depth=8), updates=1400, epochs=20),       # 16 patches of 7 px
+             fine=dict(student=dict(student='nano', patch_size=4), teacher=dict(depth=8), updates=1400, epochs=20),      # 49 of 4 px: three times as long
              full=dict(student=dict(student='tiny', patch_size=4, lr=1e-3), teacher=dict(depth=20), updates=14000, epochs=100))
 ROWS = {    # name → (method, what is changed of its defaults, has a teacher)
     'ViT': (ViT, dict(mhca=NO_MHCA), False),

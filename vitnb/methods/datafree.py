@@ -22,9 +22,9 @@ from ..models.teacher import CosineHead
 
 # %% auto #0
 __all__ = ['batch_norms', 'listening', 'total_variations', 'size_of_images', 'js_divergence', 'competition', 'variety_loss',
-           'InversionConfig', 'classifier', 'terms', 'rate_of', 'shift_and_flip', 'clipped', 'memory_of', 'invert',
-           'as_pixels', 'as_picture', 'grid_of', 'batch_labels', 'Making', 'start_making', 'make_images', 'keep_batch',
-           'read_made', 'features_of', 'variety_of']
+           'InversionWeights', 'InversionConfig', 'classifier', 'terms', 'rate_of', 'shift_and_flip', 'clipped',
+           'memory_of', 'invert', 'as_pixels', 'as_picture', 'grid_of', 'batch_labels', 'Making', 'start_making',
+           'make_images', 'keep_batch', 'read_made', 'features_of', 'variety_of']
 
 # %% ../../nbs/methods/52_datafree.ipynb #fd38dd04
 def batch_norms(network: nn.Module) -> list[nn.Module]:
@@ -97,30 +97,10 @@ def variety_loss(features: Tensor,            # (B, D) last features of the teac
     boundary = distances.detach().masked_fill(same, math.inf).amin(1)
     return (boundary - margin - twin).relu().mean()
 
-# %% ../../nbs/methods/52_datafree.ipynb #05684352
+# %% ../../nbs/methods/52_datafree.ipynb #7c3d3209
 @dataclass(frozen=True)
-class InversionConfig:
-    "How images are made from a network"
-    half_steps: int = 0
-    "steps at half the side first; images of an even side"
-    steps: int = 250
-    "steps at full size"
-    lr: float = .1
-    "of Adam, on the pixels"
-    beta1: float = .9
-    "of Adam"
-    beta2: float = .999
-    "of Adam"
-    lr_schedule: str = 'constant'
-    "constant, or cosine: a linear warm-up, then a cosine to 0, for each size anew"
-    warmup_steps: int = 0
-    "of the cosine"
-    jitter: int = 2
-    "largest random shift in pixels (half of it at half size)"
-    flip: bool = False
-    "mirror the batch in half of the steps"
-    clip: bool = True
-    "keep pixels between black and white"
+class InversionWeights:
+    "What made images are asked for"
     ce: float = 1.
     "weight of the class"
     logit_scale: float | None = None
@@ -131,7 +111,7 @@ class InversionConfig:
     "weight of the first of them (ImageNet: 10)"
     tv_l1: float = 0.
     "weight of the mean absolute total variation"
-    tv_l2: float = 2e-3
+    tv_l2: float = 6e-3
     "weight of the total variation of the whole batch"
     tv_batch: int = 150
     "images in a batch for which tv_l2 is meant; for others it is rescaled; 0: it is not"
@@ -149,11 +129,38 @@ class InversionConfig:
     "of that term (ours)"
     margin: float = .1
     "how far from another class it stops (ours)"
+    LIMITS: ClassVar = dict(ce=(0, 1e6), logit_scale=(0, 1e6), bn=(0, 1e6), first_bn=(0, 1e6), tv_l1=(0, 1e6), tv_l2=(0, 1e6), tv_batch=(0, 10**6), l2=(0, 1e6), compete=(0, 1e6),
+                            variety_weight=(0, 1e6), margin=(0, 2))
+
+# %% ../../nbs/methods/52_datafree.ipynb #1e106be0
+@dataclass(frozen=True)
+class InversionConfig(InversionWeights):
+    "How images are made from a network"
+    half_steps: int = 0
+    "steps at half the side first; images of an even side"
+    steps: int = 300
+    "steps at full size"
+    lr: float = .1
+    "of Adam, on the pixels"
+    beta1: float = .9
+    "of Adam"
+    beta2: float = .999
+    "of Adam"
+    lr_schedule: str = 'constant'
+    "constant, or cosine: a linear warm-up, then a cosine to 0, for each size anew"
+    warmup_steps: int = 0
+    "of the cosine"
+    jitter: int = 2
+    "largest random shift in pixels (half of it at half size)"
+    flip: bool = False
+    "mirror the batch in half of the steps"
+    clip: bool = True
+    "keep pixels between black and white"
     batch_size: int = 150
     "images that are made together"
     seed: int = 0
     "of the noise, the shifts and the flips"
-    LIMITS: ClassVar = dict(half_steps=(0, 10**7), steps=(0, 10**7), lr=(0, 1000), beta1=(0, .9999), beta2=(0, .999999), jitter=(0, 1000), batch_size=(2, 10**6), margin=(0, 2), seed=(0, 2**32 - 1))
+    LIMITS: ClassVar = dict(half_steps=(0, 10**7), steps=(0, 10**7), lr=(0, 1000), beta1=(0, .9999), beta2=(0, .999999), warmup_steps=(0, 10**7), jitter=(0, 1000), batch_size=(2, 10**6), seed=(0, 2**32 - 1))
 
 # %% ../../nbs/methods/52_datafree.ipynb #317beb69
 def classifier(network: nn.Module) -> nn.Module:

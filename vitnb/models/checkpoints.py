@@ -126,7 +126,7 @@ def recognise_student(weights: dict[str, Tensor],        # state dict with timm'
     preset = next((p for p in PRESETS.values() if p['embed_dim'] == width), {})
     return StudentConfig(grid * patch, patch, channels, classes, width, len(blocks), _heads(width, num_heads, path), preset.get('drop_path_rate', 0.))
 
-# %% ../../nbs/models/20_checkpoints.ipynb #fefa9030
+# %% ../../nbs/models/20_checkpoints.ipynb #c9451e84
 def read_header(path: str | Path) -> dict:   # empty where there is none
     "What vitnb wrote into a safetensors file beside the weights; any other file has nothing to say"
     with open(path, 'rb') as file: about = read_about(Path(path)) if file.read(9)[8:] == b'{' else {}
@@ -138,7 +138,12 @@ def _header_shape(path) -> dict:   # num_heads, drop_path_rate, use_dist and mhc
     heads, drop, dist = (config.get(k) if isinstance(config, dict) else None for k in ('num_heads', 'drop_path_rate', 'use_dist'))
     mhca = config.get('mhca') if isinstance(config, dict) else None
     return {k: v for k, v, fits in (('num_heads', heads, type(heads) is int), ('drop_path_rate', drop, type(drop) in (int, float) and 0 <= drop < 1),
-                                    ('use_dist', dist, type(dist) is bool), ('mhca', mhca, type(mhca) is dict)) if fits}
+                                    ('use_dist', dist, type(dist) is bool), ('mhca', mhca, _is_mhca(mhca))) if fits}
+
+def _is_mhca(mhca) -> bool:
+    "Whether a header's settings of MHCA blocks are of the right kinds"
+    kinds = dict(blocks=(int, list), merge=(str,), pos_drop=(int, float), locality=(int, float), prefix=(str,))
+    return type(mhca) is dict and 'blocks' in mhca and all(k in kinds and type(v) in kinds[k] for k, v in mhca.items()) and 0 <= mhca.get('pos_drop', 0) < 1
 
 # %% ../../nbs/models/20_checkpoints.ipynb #da56fce1
 def student_from_checkpoint(path: str | Path,
