@@ -227,7 +227,7 @@ def test_workbench_in_jupyterlab(browser, tmp_path, shots, quick_report):
     with jupyterlab(folder, tmp_path, **env) as (url, token), watched(browser, viewport=dict(width=1280, height=1900)) as (page, wrong):
         page.goto(f'{url}/lab/tree/read.ipynb?reset&token={token}')
         run_all(page, 10)
-        assert page.locator('.jp-mod-error, [data-mime-type$="stderr"]').count() == 0
+        assert page.locator('.jp-mod-error, [data-mime-type$="stderr"]').all_inner_texts() == []
         root = page.locator('.vitnb-view').first
         assert root.locator('.note:visible').count() == 0
         assert page.locator('img.jp-mod-unconfined:visible').count() == 0       # the still picture is hidden while the views live

@@ -80,7 +80,7 @@ def make_state(values: dict[str, Any] | str | State | None = None,     # a dicti
         except TraitError: raise UserError(f'{name}={value!r} does not belong into a state: {state.traits()[name].help or name}') from None
     return state
 
-# %% ../../nbs/widgets/30_state.ipynb #9a107ad7
+# %% ../../nbs/widgets/30_state.ipynb #96a409df
 @dataclass(frozen=True, eq=False)
 class Record:
     "One image, and what one model makes of it"
@@ -88,6 +88,7 @@ class Record:
     attention: Any                       # `Attention` of this image alone, or None
     logits: dict[str, np.ndarray]        # head → (C,)
     name: str                            # of the image
+    input: Any = None                    # (1, channels, H, W) as the model sees it
     label: int | None = None             # its class, where it is known
     note: str = ''                       # what could not be had
 
@@ -155,7 +156,7 @@ class Subject:
         self._records.clear()
         for name in ('experts', 'model', 'test'): self.__dict__.pop(name, None)
 
-# %% ../../nbs/widgets/30_state.ipynb #1a44a6df
+# %% ../../nbs/widgets/30_state.ipynb #2eeb0316
 def _make_record(subject: Subject, image: int | str) -> Record:
     "Put one image through the model"
     if isinstance(image, str): pixels, label, name = torch.from_numpy(read_picture(image, *subject.input))[None], None, Path(image).name
@@ -170,7 +171,7 @@ def _make_record(subject: Subject, image: int | str) -> Record:
     if not kept:
         with torch.no_grad(): kept.append(subject.model(x))
     if attention is not None: attention = replace(attention, maps=attention.maps.astype(np.float32))
-    return Record(for_people(pixels[0].numpy()), attention, {h: z[0] for h, z in answers_of(kept[-1]).items()}, name, label, note)
+    return Record(for_people(pixels[0].numpy()), attention, {h: z[0] for h, z in answers_of(kept[-1]).items()}, name, x, label, note)
 
 # %% ../../nbs/widgets/30_state.ipynb #10ee7d7d
 class RunSubject(Subject):

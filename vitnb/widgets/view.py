@@ -79,7 +79,7 @@ class Lately:
         try: self.waiting = asyncio.get_running_loop().call_later(self.seconds, self.act)
         except RuntimeError: self.act()
 
-# %% ../../nbs/widgets/31_view.ipynb #2f406a1f
+# %% ../../nbs/widgets/31_view.ipynb #29f1240f
 def style_html() -> str:
     "The style sheet of the views"
     dark = ', '.join(f'{body} .vitnb-view' for body in ('body[data-jp-theme-light="false"]', 'body.vscode-dark', 'body.quarto-dark'))
@@ -100,6 +100,7 @@ STYLE = '''
 .vitnb-view .widget-toggle-buttons { display: flex; flex-flow: row nowrap; width: auto } .vitnb-view .widget-toggle-buttons > div { display: flex; gap: 4px }
 .vitnb-view .widget-toggle-button { width: auto; padding: 0 10px }
 .vitnb-view .note { margin: 4px 0; padding: 2px 9px; border-left: 3px solid var(--dist); max-width: 60rem }
+.vitnb-view progress { width: 160px; margin-right: 8px; accent-color: var(--cls) }
 .vitnb-view .said { margin: 2px 0 6px } .vitnb-view .soft { color: var(--soft) } .vitnb-view .cls { color: var(--cls) } .vitnb-view .dist { color: var(--dist) }
 .vitnb-view .caption.above { display: flex; padding-left: 52px; text-align: center } .vitnb-view .caption.left { width: 52px; white-space: nowrap; text-align: right; padding-right: 6px; box-sizing: border-box } .vitnb-view .scrolled { overflow-x: auto } .vitnb-view .row { align-items: flex-start }
 .vitnb-view .panels { flex-flow: row wrap; gap: 6px 14px; align-items: flex-start }
