@@ -41,6 +41,7 @@ ROWS = {    # name → (method, what is changed of its defaults, has a teacher)
     'DeiT': (DeiT, dict(mhca=NO_MHCA), True),
     'DeiT + MHCA': (DeiT, dict(mhca=HALF), True),
     'DearKD': (DearKD, dict(), True),
+    'DearKD, features weigh 5': (DearKD, dict(hidden=5.), True),
     'DearKD, one stage': (DearKD, dict(switch=1.), True),
     'DearKD without MHCA': (DearKD, dict(mhca=NO_MHCA), True),
     'DearKD without MHCA, one stage': (DearKD, dict(mhca=NO_MHCA, switch=1.), True)}
