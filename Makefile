@@ -7,13 +7,15 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 # what the notebooks and tests start by name (vitnb, jupyter) is ours
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help demo test lab parity readme clean
+.PHONY: help demo test lab parity readme docs docs-serve clean
 help:
 	@echo "make demo    train on a long tail, compare, and write a report    (ARGS=... goes to vitnb demo)"
 	@echo "make lab     JupyterLab at the quickstart"
 	@echo "make test    every check there is"
 	@echo "make parity  compare with reference values in the folder VITNB_PARITY (default ../shared/parity)"
 	@echo "make readme  README.md from nbs/index.ipynb"
+	@echo "make docs    the site in _docs/, links checked                    (QUARTO=1: rendered by Quarto, where there is one)"
+	@echo "make docs-serve   the site at http://127.0.0.1:8000               (PORT=...)"
 	@echo "make clean   remove builds and caches; the environment stays (rm -rf .venv removes it)"
 
 demo: .venv/.run
@@ -41,6 +43,12 @@ parity: .venv/.dev
 
 readme: .venv/.dev
 	@$(BIN)/python tests/make_readme.py
+
+docs: .venv/.dev
+	@$(BIN)/python -W ignore docs/make_docs.py $(if $(QUARTO),--quarto)
+
+docs-serve: docs
+	@$(BIN)/python -m http.server $(or $(PORT),8000) --bind 127.0.0.1 --directory _docs
 
 clean:
 	rm -rf build dist _docs _proc vitnb.egg-info .pytest_cache .hypothesis nbs/sidebar.yml

@@ -1,0 +1,68 @@
+"The site: made from a copy of the repository, complete, with links that lead somewhere, and nothing from another host"
+import functools, http.server, sys, threading
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, call, copy_repo
+
+PAGES = ['index', 'tutorials/quickstart', 'methods/deit_lt', 'data/sets', 'experiments/deit_lt_fashion', 'results']
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The site's folder"
+    folder = copy_repo(tmp_path_factory.mktemp('docs')/'a copy')
+    said = call(sys.executable, '-W', 'ignore', folder/'docs/make_docs.py', cwd=folder)   # a broken link is an error
+    print(said.splitlines()[-1])
+    return folder/'_docs'
+
+
+def test_every_notebook_has_its_page(site):
+    pages = {str(p.relative_to(site).with_suffix('')) for p in site.rglob('*.html')}
+    sys.path.insert(0, str(ROOT/'docs'))
+    from make_docs import without_number
+    assert {str(n.relative_to(ROOT/'nbs').with_name(without_number(n.stem))) for n in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in n.parts} <= pages
+
+
+def test_a_page_explains_and_refers(site):
+    text = (site/'methods/deit_lt.html').read_text('utf-8')
+    for wanted in ('two experts', '<math', 'id="deitlt"', 'share of the epochs before DIST', 'Code: deit_lt_mixing', 'return lambda epoch'): assert wanted in text, wanted
+    assert 'katex' not in text.lower() and '\\frac' not in text
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [1280, 390])
+def test_pages_in_a_browser(site, browser, shots, scheme, width):
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host, context = f'http://127.0.0.1:{server.server_port}/', browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
+    try:
+        for name in PAGES:
+            page, wrong = context.new_page(), []
+            page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
+            page.on('pageerror', lambda e: wrong.append(str(e)))
+            page.on('request', lambda r: None if r.url.startswith((host, 'data:')) else wrong.append(r.url))
+            page.goto(f'{host}{name}.html', wait_until='networkidle')
+            page.screenshot(path=shots/f'docs-{name.replace("/", "-")}-{scheme}-{width}.png')
+            assert not wrong, (name, wrong)
+            assert page.evaluate('document.documentElement.scrollWidth') <= width, f'{name} is wider than {width}'
+            light = page.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(255, 255, 255)'
+            assert light == (scheme == 'light')
+            page.close()
+    finally: context.close(); server.shutdown()
+
+
+def test_search_finds_a_function(site, browser):
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = browser.new_page()
+    try:
+        page.goto(f'http://127.0.0.1:{server.server_port}/index.html', wait_until='networkidle')
+        page.locator('input[type=search], .navbar input').first.press_sequentially('deit_lt_mixing')
+        page.locator('a[href*="deit_lt.html"]:visible').first.wait_for()
+    finally: page.close(); server.shutdown()
