@@ -206,10 +206,18 @@ def control(root, label):
 
 def move(root, label, kind, what):
     "Do what a hand would, with the keyboard where there is one"
-    box = control(root, label)
-    if kind == 'menu': box.locator('select').select_option(label=what)
-    elif kind == 'toggle': box.get_by_role('button', name=what).click()
-    else: box.locator('.noUi-handle').focus(); root.page.keyboard.press(what)
+    if kind == 'menu': control(root, label).locator('select').select_option(label=what)
+    elif kind == 'toggle': root.locator('.widget-toggle-buttons:visible button', has_text=what).click()
+    else: control(root, label).locator('.noUi-handle').focus(); root.page.keyboard.press(what)
+
+
+def at_rest(root):
+    "What can be seen, when it does not change any more"
+    before = None
+    while (now := root.evaluate(SEEN)) != before:
+        before = now
+        root.page.wait_for_timeout(700)
+    return now
 
 
 def in_theme(page, name):
@@ -231,19 +239,24 @@ def test_workbench_in_jupyterlab(browser, tmp_path, shots, quick_report):
         root = page.locator('.vitnb-view').first
         assert root.locator('.note:visible').count() == 0
         assert page.locator('img.jp-mod-unconfined:visible').count() == 0       # the still picture is hidden while the views live
+        move(root, 'compare', 'menu', 'nothing')                             # the tutorial's last cells have set it
+        move(root, 'images', 'menu', 'all')
         for tab, moves in MOVES.items():
             root.locator(f'.lm-TabBar-tabLabel:text-is("{tab}")').click()
             wait(lambda: root.evaluate(SEEN), 90)
             wait(lambda: control(root, moves[0][0]).count(), 90)
             for label, kind, what in moves:
-                before = root.evaluate(SEEN)
+                before = at_rest(root)
                 move(root, label, kind, what)
-                wait(lambda: root.evaluate(SEEN) != before, 90)
+                try: wait(lambda: root.evaluate(SEEN) != before, 60)
+                except AssertionError: raise AssertionError(f'{tab}: {label}, {what} changes no picture') from None
+            at_rest(root)
             assert root.locator('.note:visible').count() == 0, (tab, root.locator('.note:visible').all_inner_texts())
             root.screenshot(path=shots/f'workbench-{tab.lower().replace(" ", "-")}.png')
             assert not root.evaluate('e => e.scrollWidth > e.clientWidth'), f'{tab} is cut off'
         root.locator('.lm-TabBar-tabLabel:text-is("Experts")').click()
-        root.get_by_role('button', name='open').nth(1).click()               # an image on which they disagree
+        if root.locator('button:visible', has_text='open').count() == 0: root.locator('select:visible', has_text='CLS right, DIST wrong').select_option(label='CLS right, DIST wrong')
+        root.locator('button:visible', has_text='open').first.click()        # an image on which they disagree
         wait(lambda: root.locator('.lm-mod-current .lm-TabBar-tabLabel').inner_text() == 'Attention', 30)
         control(root, 'own file').locator('input').fill('no such file.png')
         page.keyboard.press('Enter')

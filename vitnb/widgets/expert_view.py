@@ -167,7 +167,7 @@ def disputed(experts: Experts, which: str, number: int = 8, page: int = 0) -> np
     first = one_of_each(found, experts.labels, len(experts.counts))
     return np.concatenate([first, found[~np.isin(found, first)]]).astype(int)[page * number:(page + 1) * number]
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #33fa4d68
+# %% ../../nbs/widgets/34_expert_view.ipynb #49b9f6db
 class ExpertView(View):
     "CLS, DIST and their mixes, class by class"
     watches = ('run',)
@@ -189,7 +189,8 @@ class ExpertView(View):
         self.state.observe(lambda c: self.turn(0), 'dispute')
         left, right = VBox([self.frontier]).add_class('narrow'), VBox([self.numbers, self.agreement]).add_class('wide')
         self.disputes = VBox([grid(self.which, self.more), self.strip])
-        self.disputes.children = (HTML('<h4>Images on which they disagree</h4>'), *self.disputes.children)
+        self.disputes.children = (HTML('<h4>Images on which they disagree</h4>'), *self.disputes.children, nobody := HTML())
+        self.nobody = nobody
         self.fill(grid(self.run, self.share, self.of), self.bars, Box([left, right]).add_class('pair'), self.disputes, self.confusion, self.teacher, self.ask)
 
     @property
@@ -238,7 +239,7 @@ def set_mix(view: ExpertView):
 
 from ..analysis.scores import Curve
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #db9fc512
+# %% ../../nbs/widgets/34_expert_view.ipynb #cb3929bd
 def move_dial(view: ExpertView):
     "The dial is somewhere else: a dot, marks, numbers"
     if not view.two: return
@@ -264,7 +265,8 @@ def draw_disputes(view: ExpertView):
     view.disputes.layout.display = None
     view.more.disabled = len(view.found) < len(view.thumbs)
     for box in view.strip.children: box.layout.display = 'none'
-    if not len(view.found): raise UserError(f'there is no{" other" if view.page else ""} image of this kind: {view.state.dispute}')
+    view.nobody.value = '' if len(view.found) else f'<div class="caption">There is no{" other" if view.page else ""} image of this kind.</div>'
+    if not len(view.found): return
     pixels = view.subject.test.images[np.asarray(view.found)].numpy()
     for (picture, text, button), box, i, image in zip(view.thumbs, view.strip.children, view.found, pixels):
         said = {h: shorten(str(experts.class_names[experts.logits[h][i].argmax()]), 15).replace(r'\$', '$') for h in ('cls', 'dist')}
