@@ -12,8 +12,9 @@ from .core import UserError, choose
 
 # %% auto #0
 __all__ = ['COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'resume_command', 'runs_command', 'report_command',
-           'watch_command', 'compare_command', 'names_apart', 'doctor_command', 'Import', 'import_command',
-           'import_data', 'export_command', 'Demo', 'demo', 'demo_settings', 'demo_table', 'usage', 'main']
+           'watch_command', 'look_command', 'look_notebook', 'compare_command', 'names_apart', 'doctor_command',
+           'Import', 'import_command', 'import_data', 'export_command', 'generate_command', 'Demo', 'demo',
+           'demo_settings', 'demo_table', 'usage', 'main']
 
 # %% ../nbs/90_cli.ipynb #7f65e8d0
 def train_command(arguments: Sequence[str]):
