@@ -405,7 +405,7 @@ class AttentionView(View):
         rows = query_rows(record.attention, query_number(record.attention, self.state)) if record.attention is not None else None
         return attention_figure(shown, rows, self.state, figure_title(self.subject, record, self.state))
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #4d63bb0c
+# %% ../../nbs/widgets/32_attention_view.ipynb #916e8123
 def draw_attention(view: AttentionView):
     "Bring controls, panels and tiles up to date"
     state, image = view.state, view.state.file or view.state.image
@@ -444,6 +444,7 @@ def _bounds(view: AttentionView, attention):
     for name in ('row', 'column'): view.controls[name].disabled = view.state.query != 'patch'
     for name in ('block', 'head', 'scale'): view.controls[name].disabled = not METHODS[view.state.method].per_head
 
+# %% ../../nbs/widgets/32_attention_view.ipynb #b2652385
 def tiles_label(depth: int, heads: int, state: State) -> str:
     "What the tiles are"
     which = f'block {state.block}, ' + (f'head {state.head}' if state.head else 'mean over heads')
