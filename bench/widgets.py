@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(ROOT/'tests'))
 from test_browser import jupyterlab, run_all, save, watched      # noqa: E402  the same browser as in the tests
+from test_workbench import at_rest      # noqa: E402
 
 TARGETS = {'block': 60, 'head': 60, 'column': 60, 'CLS share': 60, 'variance': 60, 'block of the rank view': 60, 'ρ': 60, 'image, DeiT-Ti': 400}
 PREPARE = '''
@@ -64,6 +65,7 @@ box
 PRESS = '''async ([root, label, keys, n, pause]) => {
   const seen = e => e && (e.offsetParent || e.getClientRects().length);
   const box = [...root.querySelectorAll('.widget-inline-hbox')].filter(seen).find(e => e.querySelector('.widget-label')?.textContent === label);
+  if (!box) throw Error('no control ' + label);
   const handle = box.querySelector('.noUi-handle'), out = [];
   handle.focus();
   for (let k = 0; k < n; k++) {
@@ -90,26 +92,25 @@ def press(root, label, n, keys=(LEFT, RIGHT), pause=250):
     return dict(median=statistics.median(times), low=min(times), high=max(times), n=len(times)) if times else dict(median=-1., low=-1., high=-1., n=0)
 
 
-def tab(root, name, page):
+def tab(root, name, page, label):
+    "Bring a view to the front, and wait for its control and for quiet"
     root.locator(f'.lm-TabBar-tabLabel:text-is("{name}")').click()
-    page.wait_for_timeout(4000)
+    root.locator(f'.widget-label:text-is("{label}"):visible').first.wait_for()
+    at_rest(root)
 
 
 def measure(page, n: int) -> dict[str, dict]:
     "Milliseconds by what is moved"
-    views = page.locator('.jp-OutputArea-output > .vitnb-view, .jp-OutputArea-output .jupyter-widgets.vitnb-view')
-    tops = [v for v in views.all() if not v.evaluate('e => !!e.parentElement.closest(".vitnb-view")')]
-    bench, tiny = tops[:2]
+    bench, tiny = (page.locator('.jp-CodeCell').nth(i).locator('.vitnb-view').first for i in (1, 2))
     found = {name: press(bench, name, n) for name in ('block', 'head')}
     bench.locator('button:visible', has_text='a patch').click()
     page.wait_for_timeout(500)
     found['column'] = press(bench, 'column', n, (RIGHT, LEFT))
-    tab(bench, 'Experts', page)
+    tab(bench, 'Experts', page, 'CLS share')
     found['CLS share'] = press(bench, 'CLS share', n)
-    tab(bench, 'Rank', page)
-    page.wait_for_timeout(8000)
+    tab(bench, 'Rank', page, 'variance')
     found['variance'], found['block of the rank view'] = press(bench, 'variance', n), press(bench, 'block', n)
-    tab(bench, 'Long tail', page)
+    tab(bench, 'Long tail', page, 'ρ')
     found['ρ'] = press(bench, 'ρ', n)
     found['block, DeiT-Ti'] = press(tiny, 'block', n)
     found['image, DeiT-Ti'] = press(tiny, 'image', n, (RIGHT,), 600)

@@ -150,7 +150,7 @@ def query_name(state: State, query: str | None = None) -> str:
     query = query or state.query
     return f'patch {state.row}, {state.column}' if query == 'patch' else NAMES.get(query, query)
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #17da7b50
+# %% ../../nbs/widgets/32_attention_view.ipynb #e6633a2e
 def panels(subjects: Mapping[str, Subject], state: State,
            results: dict | None = None) -> list[Panel]:           # slow maps that are known already
     "The picture, its map, and what the map is compared with"
@@ -158,23 +158,23 @@ def panels(subjects: Mapping[str, Subject], state: State,
     subject, record = subjects[state.run], subjects[state.run].record(image)
     if record.attention is None: return [Panel('image', record.note, _coloured(enlarged(record.pixels)))]
     settle(state, record.attention)
-    method, found = METHODS[choose('method', state.method, METHODS)], [(f'{query_name(state)}, {state.run}' if state.compare.startswith('the other run') else query_name(state), *_map(subject, image, state, state.query, results))]
+    method, found = METHODS[choose('method', state.method, METHODS)], [(f'{query_name(state)}, {state.run}' if state.compare.startswith('the other run') else query_name(state), *_map(subject, image, state, state.query, results), state.query)]
     if state.compare != 'nothing':
         title, whose, query = second_map(subjects, state, image)
         theirs = whose.record(image)
         if theirs.attention is None: raise UserError(f'{title}: {theirs.note}')
-        found.append((f'{query_name(state, query)}, {title}' if whose is not subject else title, *_map(whose, image, state, query, results)))
+        found.append((f'{query_name(state, query)}, {title}' if whose is not subject else title, *_map(whose, image, state, query, results), query))
     rows = query_rows(record.attention, query_number(record.attention, state)) if method.per_head else None
-    top = scale_top(rows, [m for _, m, _ in found], state)
+    top = scale_top(rows, [m for _, m, *_ in found], state)
     first = _coloured(enlarged(record.pixels))
     made = [Panel('image', _size_words(record), marked(first, record.attention.grid, state.row - 1, state.column - 1) if state.query == 'patch' else first)]
-    made += [_panel(title, values, pixels, top, method, state) for title, values, pixels in found]
+    made += [_panel(title, values, pixels, top, method, state if query == 'patch' else None) for title, values, pixels, query in found]
     return made + ([_difference(found, method.unit)] if state.compare.endswith('difference') else [])
 
 def _coloured(pixels: np.ndarray) -> np.ndarray: return np.stack([pixels] * 3, -1) if pixels.ndim == 2 else pixels
 def _size_words(record: Record) -> str: return f'{record.pixels.shape[0]} × {record.pixels.shape[1]} pixels, {record.attention.grid[0]} × {record.attention.grid[1]} patches'
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #52aeb239
+# %% ../../nbs/widgets/32_attention_view.ipynb #435411a1
 def _map(subject: Subject, image: int | str, state: State, query: str, results: dict | None) -> tuple[np.ndarray, np.ndarray]:     # map, picture
     "One map, with the picture that it lies on"
     record, method = subject.record(image), METHODS[state.method]
@@ -186,15 +186,15 @@ def _map(subject: Subject, image: int | str, state: State, query: str, results: 
         return results[key], record.pixels
     return method.make(subject, record, state, number), record.pixels
 
-def _panel(title: str, values: np.ndarray, pixels: np.ndarray, top: float, method: Method, state: State) -> Panel:
+def _panel(title: str, values: np.ndarray, pixels: np.ndarray, top: float, method: Method, asks: State | None) -> Panel:     # asks: where the patch that asks is
     image = enlarged(pixels)
     drawn = signed_tint(image, values, top) if method.signed else tinted(image, values, top)
-    if state.query == 'patch': drawn = marked(drawn, values.shape, state.row - 1, state.column - 1)
+    if asks: drawn = marked(drawn, values.shape, min(asks.row, values.shape[0]) - 1, min(asks.column, values.shape[1]) - 1)
     return Panel(title, words_of_map(values, method.unit), drawn, values, top, method.signed, method.unit)
 
 def _difference(found: Sequence[tuple], unit: str) -> Panel:
     "The first map minus the second"
-    (_, a, pixels), (_, b, _) = found
+    (_, a, pixels, _), (_, b, *_) = found
     if a.shape != b.shape: raise UserError(f'maps of {a.shape[0]} × {a.shape[1]} and {b.shape[0]} × {b.shape[1]} patches have no difference')
     top = float(np.abs(a - b).max())
     return Panel('first − second', words_of_map(a - b, unit), signed_tint(enlarged(pixels), a - b, top), a - b, top, True, unit)
@@ -364,7 +364,7 @@ class Picker(View):
         "The slider was moved"
         if len(self.indices) and self.image.value <= len(self.indices): self.state.file, self.state.image = '', int(self.indices[self.image.value - 1])
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #6060f6c2
+# %% ../../nbs/widgets/32_attention_view.ipynb #9ca4dc3f
 class AttentionView(View):
     "Attention maps of an image"
     watches = ('run', 'other', 'image', 'file', 'block', 'head', 'query', 'row', 'column', 'method', 'compare', 'scale')
@@ -381,7 +381,7 @@ class AttentionView(View):
                              column=slider('column', 'Column of the patch that asks', 1, 1, 1), compare=menu('compare', 'What stands beside the map, on the same scale', COMPARE, self.state.compare),
                              scale=menu('scale', 'What the brightest colour means', SCALES, self.state.scale))
         self.picker = Picker(self.subjects, self.state) if picker else None
-        self.ready, self.drawn = False, None
+        self.ready, self.sent = False, {}
         self.tiles_top, self.tiles_side = HTML(), HTML()
         self.tile_box = VBox([self.tiles_label, Box([VBox([self.tiles_top, Box([self.tiles_side, self.tiles]).add_class('row')])]).add_class('scrolled')]).add_class('tiles')
         self.fill(*([self.picker.box] if picker else []), grid(self.query, *self.controls.values()), self.busy, self.said, self.panels, self.tile_box)
@@ -405,7 +405,7 @@ class AttentionView(View):
         rows = query_rows(record.attention, query_number(record.attention, self.state)) if record.attention is not None else None
         return attention_figure(shown, rows, self.state, figure_title(self.subject, record, self.state))
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #df8987d0
+# %% ../../nbs/widgets/32_attention_view.ipynb #916e8123
 def draw_attention(view: AttentionView):
     "Bring controls, panels and tiles up to date"
     state, image = view.state, view.state.file or view.state.image
@@ -417,7 +417,8 @@ def draw_attention(view: AttentionView):
     for (title, picture, caption), box, p in zip(view.pictures, view.panels.children, [*shown, *[None] * 4]):
         box.layout.display = None if p else 'none'
         if not p: continue
-        title.value, picture.value = f'<div class="caption"><b>{html.escape(p.title)}</b></div>', png(p.pixels)
+        title.value = f'<div class="caption"><b>{html.escape(p.title)}</b></div>'
+        if not np.array_equal(view.sent.get(picture), p.pixels): view.sent[picture], picture.value = p.pixels, png(p.pixels)
         caption.value = (ramp_html(p) if p.values is not None else '') + f'<div class="caption">{html.escape(p.caption)}</div>'
     if record.attention is None or not METHODS[state.method].per_head: view.tile_box.layout.display = 'none'; return
     view.tile_box.layout.display = None
@@ -443,6 +444,7 @@ def _bounds(view: AttentionView, attention):
     for name in ('row', 'column'): view.controls[name].disabled = view.state.query != 'patch'
     for name in ('block', 'head', 'scale'): view.controls[name].disabled = not METHODS[view.state.method].per_head
 
+# %% ../../nbs/widgets/32_attention_view.ipynb #b2652385
 def tiles_label(depth: int, heads: int, state: State) -> str:
     "What the tiles are"
     which = f'block {state.block}, ' + (f'head {state.head}' if state.head else 'mean over heads')

@@ -79,7 +79,7 @@ class Lately:
         try: self.waiting = asyncio.get_running_loop().call_later(self.seconds, self.act)
         except RuntimeError: self.act()
 
-# %% ../../nbs/widgets/31_view.ipynb #29f1240f
+# %% ../../nbs/widgets/31_view.ipynb #69c45d92
 def style_html() -> str:
     "The style sheet of the views"
     dark = ', '.join(f'{body} .vitnb-view' for body in ('body[data-jp-theme-light="false"]', 'body.vscode-dark', 'body.quarto-dark'))
@@ -103,8 +103,8 @@ STYLE = '''
 .vitnb-view progress { width: 160px; margin-right: 8px; accent-color: var(--cls) }
 .vitnb-view .said { margin: 2px 0 6px } .vitnb-view .soft { color: var(--soft) } .vitnb-view .cls { color: var(--cls) } .vitnb-view .dist { color: var(--dist) }
 .vitnb-view .caption.above { display: flex; padding-left: 52px; text-align: center } .vitnb-view .caption.left { width: 52px; white-space: nowrap; text-align: right; padding-right: 6px; box-sizing: border-box } .vitnb-view .scrolled { overflow-x: auto } .vitnb-view .row { align-items: flex-start }
-.vitnb-view .panels { flex-flow: row wrap; gap: 6px 14px; align-items: flex-start }
-.vitnb-view .panels > .widget-box { flex: 0 1 252px }
+.vitnb-view .panels { flex-flow: row wrap; gap: 6px 12px; align-items: flex-start }
+.vitnb-view .panels > .widget-box { flex: 0 1 246px }
 .vitnb-view .widget-image { display: block; width: 100%; max-width: 100%; height: auto; margin: 0; border-radius: 3px; image-rendering: pixelated; object-fit: contain }
 .vitnb-view .caption { font-size: 12px; line-height: 1.4; color: var(--soft) } .vitnb-view .caption b { color: var(--ink); font-weight: 600 }
 .vitnb-view .ramp { display: flex; align-items: center; gap: 6px; font-size: 12px } .vitnb-view .ramp i { flex: 1; height: 8px; border-radius: 2px }
