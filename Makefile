@@ -56,7 +56,7 @@ clean:
 
 # .venv/.run: what it takes to run vitnb. .venv/.dev: that, and what it takes to test it.
 .venv/.run: $(WHAT)
-	$(call install,.)
+	$(call install,.[lab])
 	@touch .venv/.run
 
 .venv/.dev: $(WHAT)

@@ -5,6 +5,8 @@ from setuptools import find_packages, setup
 ini = ConfigParser()
 ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
+extras = {key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')}
+pythons = [f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)]
 data = [f'**/*.{ext}' for ext in 'npz npy json jsonl csv safetensors txt md'.split()] + ['**/LICENSE*']
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -13,7 +15,8 @@ setup(
     long_description=Path('README.md').read_text('utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['vitnb', 'vitnb.*']) + ['vitnb._data'],
     package_dir={'vitnb': 'vitnb', 'vitnb._data': 'data'},  # the repository's data/ is vitnb/_data in the wheel
-    package_data={'vitnb._data': data}, include_package_data=False,
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    package_data={'vitnb': ['py.typed'], 'vitnb._data': data}, include_package_data=False,
+    install_requires=cfg['requirements'].split(), extras_require=extras,
+    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Typing :: Typed', *pythons],
     python_requires=f">={cfg['min_python']}", zip_safe=False,
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['vitnb=vitnb._modidx:d']})
