@@ -14,6 +14,7 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))      # nbdev looks up what is defined where in this checkout's vitnb/_modidx.py
 # the groups of the sidebar: title, and notebooks by path without number; `*` stands for those not named
 GROUPS = [('Start', ['index', 'results', 'cli']),
           ('Tutorials', ['tutorials/' + n for n in 'quickstart own_images reading_a_run choosing_a_method adding_a_paper scaling *'.split()]),
@@ -92,16 +93,20 @@ def without_number(name): return re.sub(r'^\d+[a-z]?_', '', name)
 def without_numbers(text): return re.sub(r'(\]\((?!\w+:)[^)\s]*?)\b\d+[a-z]?_(\w+\.ipynb)', r'\1\2', text)
 
 
+def sources(folder):
+    "The files that pages are made of; not runs, nor what editors leave"
+    return [p for p in folder.rglob('*') if p.is_file() and not any(part == 'runs' or part.startswith('.') for part in p.relative_to(folder).parts)]
+
+
 def pages(notebooks, to):
     "The notebooks as pages, under the names that nbdev's links have: sets.ipynb for 10_sets.ipynb"
-    for path in notebooks.rglob('*'):
-        if not path.is_file() or '.ipynb_checkpoints' in path.parts: continue
+    for path in sources(notebooks):
         target = to/path.relative_to(notebooks).with_name(without_number(path.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix != '.ipynb': shutil.copy2(path, target); continue
         nb = json.loads(path.read_text('utf-8'))
         target.write_text(json.dumps({**nb, 'cells': list(prepared(nb['cells']))}), encoding='utf-8')
-    groups = sidebar([str(p.relative_to(notebooks).with_name(p.name)) for p in notebooks.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts])
+    groups = sidebar([str(p.relative_to(notebooks)) for p in sources(notebooks) if p.suffix == '.ipynb'])
     (to/'sidebar.yml').write_text(yaml.safe_dump(dict(website=dict(sidebar={'style': 'floating', 'collapse-level': 1, 'contents': groups})), sort_keys=False))
 
 
@@ -132,6 +137,14 @@ def standing_alone(site):
     for style in site.rglob('*.css'): style.write_text(OTHER_FONTS.sub('', style.read_text('utf-8')), encoding='utf-8')
 
 
+def links_within(folder):
+    "nbdev's links lead to the published site: make them lead from page to page"
+    home = '{doc_host}{doc_baseurl}/'.format(**get_config().d)
+    for path in folder.rglob('*.ipynb'):
+        up = '../' * (len(path.relative_to(folder).parts) - 1)
+        path.write_text(re.sub(re.escape(f']({home}') + r'([\w/]+)\.html', rf']({up}\1.ipynb', path.read_text('utf-8')), encoding='utf-8')
+
+
 def render(folder):
     "The site that smalldocs makes, and its complaints: broken links, settings it does not know"
     from smalldocs.site import build
@@ -148,6 +161,7 @@ def main(quarto=False):
     with tempfile.TemporaryDirectory() as folder:
         pages(ROOT/'nbs', Path(folder))
         made, complaints = proc_nbs(folder, n_workers=0, force=True), []
+    links_within(made)
     if quarto: subprocess.run(['quarto', 'render', '--no-cache'], cwd=made, check=True)
     else: complaints = render(made)
     shutil.rmtree(ROOT/'_docs', ignore_errors=True)

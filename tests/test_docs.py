@@ -21,13 +21,14 @@ def site(tmp_path_factory):
 def test_every_notebook_has_its_page(site):
     pages = {str(p.relative_to(site).with_suffix('')) for p in site.rglob('*.html')}
     sys.path.insert(0, str(ROOT/'docs'))
-    from make_docs import without_number
-    assert {str(n.relative_to(ROOT/'nbs').with_name(without_number(n.stem))) for n in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in n.parts} <= pages
+    from make_docs import sources, without_number
+    assert {str(n.relative_to(ROOT/'nbs').with_name(without_number(n.stem))) for n in sources(ROOT/'nbs') if n.suffix == '.ipynb'} <= pages
 
 
 def test_a_page_explains_and_refers(site):
     text = (site/'methods/deit_lt.html').read_text('utf-8')
     for wanted in ('two experts', '<math', 'id="deitlt"', 'share of the epochs before DIST', 'Code: deit_lt_mixing', 'return lambda epoch'): assert wanted in text, wanted
+    assert 'href="../training/loop.html#learner"' in (site/'methods/registry.html').read_text('utf-8') + text + (site/'training/plan.html').read_text('utf-8')
     assert 'katex' not in text.lower() and '\\frac' not in text
 
 
