@@ -264,6 +264,11 @@ def test_workbench_in_jupyterlab(browser, tmp_path, shots, quick_report):
         control(root, 'own file').locator('input').fill('')
         page.keyboard.press('Enter')
         wait(lambda: root.locator('.note:visible').count() == 0, 30)
+        for picture, x, y in (('picture or map', 30, 30), ('small maps of all blocks and heads', 120, 60)):     # what the sliders do, by clicking
+            before = at_rest(root)
+            root.locator(f'img[alt="{picture}"]:visible').first.click(position=dict(x=x, y=y))
+            wait(lambda: root.evaluate(SEEN) != before, 30)
+        assert root.locator('.widget-toggle-buttons:visible button.mod-active', has_text='a patch').count() == 1
         in_theme(page, 'JupyterLab Dark')
         for tab in MOVES:
             root.locator(f'.lm-TabBar-tabLabel:text-is("{tab}")').click()
