@@ -38,7 +38,7 @@ def plan_of_counts(counts: Sequence[int]) -> dict:
     sizes = np.unique(counts)
     return dict(classes=max(2, len(counts)), largest=max(1, int(counts[0])), rho=float(round(counts[0] / max(1, counts[-1]), 2)), profile='step' if len(sizes) == 2 and len(counts) > 2 else 'exp')
 
-# %% ../../nbs/widgets/38_longtail_view.ipynb #ea0c16df
+# %% ../../nbs/widgets/38_longtail_view.ipynb #fc8128e7
 def bars_svg(values: np.ndarray,             # (C,) in the order they are drawn
              groups: Groups, title: str, unit: str = '',
              log: bool = False, wide: int = 380) -> str:
@@ -54,10 +54,11 @@ def bars_svg(values: np.ndarray,             # (C,) in the order they are drawn
             marks += f'<path d="{_outline(tall[start:stop], left + start * step, step, base)}" style="fill: var(--{name})"/>'
             marks += f'<text x="{left + (start + stop) / 2 * step:.1f}" y="{base + 12}" text-anchor="middle" style="fill: var(--soft); font-size: 11px">{name}</text>'
         start = stop
-    label = lambda i, anchor: f'<text x="{left + (i + .5) * step if anchor == "middle" else {"start": left, "end": W - left}[anchor]:.1f}" y="{max(24, base - tall[i] - 4):.1f}" text-anchor="{anchor}" style="fill: var(--ink); font-size: 11px">{values[i]:.{2 if values[i] < 1 else 3}g}</text>' if values[i] < 1000 else label_large(i, anchor)
-    label_large = lambda i, anchor: f'<text x="{left + (i + .5) * step if anchor == "middle" else {"start": left, "end": W - left}[anchor]:.1f}" y="{max(24, base - tall[i] - 4):.1f}" text-anchor="{anchor}" style="fill: var(--ink); font-size: 11px">{values[i]:,.0f}</text>'
-    few = len(values) <= 20
-    numbers = ''.join(label(i, 'middle') for i in range(len(values))) if few else label(0, 'start') + label(len(values) - 1, 'end')
+    words = [f'{v:,.0f}' if v >= 1000 else f'{v:.{2 if v < 1 else 3}g}' for v in values]
+    place = lambda i, anchor: {'start': left, 'middle': left + (i + .5) * step, 'end': W - left}[anchor]
+    label = lambda i, anchor: f'<text x="{place(i, anchor):.1f}" y="{max(24, base - tall[i] - 4):.1f}" text-anchor="{anchor}" style="fill: var(--ink); font-size: 11px">{words[i]}</text>'
+    fits = step >= 7 * max(map(len, words))
+    numbers = ''.join(label(i, 'middle') for i in range(len(values))) if fits else label(0, 'start') + label(len(values) - 1, 'end')
     axis = f'<path d="M{left} {base}H{W - left}" style="stroke: var(--line)"/><text x="{left}" y="12" style="fill: var(--ink); font-size: 12px; font-weight: 600">{html.escape(title)}</text><text x="{W - left}" y="12" text-anchor="end" style="fill: var(--soft); font-size: 11px">{html.escape(unit)}</text>'
     return f'<figure role="img" aria-label="{html.escape(title)}: from {values[0]:.3g} for the largest class to {values[-1]:.3g} for the smallest"><svg viewBox="0 0 {W} {H}">{marks}{numbers}{axis}</svg></figure>'
 
