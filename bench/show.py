@@ -52,7 +52,22 @@ def time_to_accuracy(saved: dict) -> str:
                  [[s, f'{r["goal"]:.1%}', f'{r["official_seconds"]:.0f}', cell(r['our_seconds'], '.0f'), cell(r['ratio'], '.2f')] for s, r in saved['summary'].items()])
 
 
-TITLES = dict(step='The training step', profile='On what the step is spent', time_to_accuracy='Time to accuracy', startup='Start-up', memory='Memory', gpu='On a GPU')
+def attention(saved: dict) -> str:
+    times = lambda r: f'{r["times_plain"]["median"]:.2f} ({r["times_plain"]["low"]:.2f}–{r["times_plain"]["high"]:.2f})'
+    batches = saved['images_at_once']
+    most = lambda way: f'{saved["targets"][way]:.2f}' if way in saved['targets'] else '–'
+    first = lines([f'{saved["model"]}: × a plain forward pass', *[f'{n} image{"s" if int(n) > 1 else ""} at once' for n in batches], 'at most'],
+                  [[way, *[times(b[way]) for b in batches.values()], most(way)] for way in next(iter(batches.values())) if way != 'plain'])
+    return first + '\n\nMemory of rows and numbers:\n\n' + lines(['images', 'after one batch, MB', 'peak, MB'], [[n, f'{r["after_one_batch_mb"]:.0f}', f'{r["peak_mb"]:.0f}'] for n, r in saved['memory_by_images'].items()])
+
+
+def ranks(saved: dict) -> str:
+    return lines([f'ranks at {saved["side"]} px of', 'before, MB', 'peak, MB', 'they take, MB', 'CPU seconds'],
+                 [[n, f'{r["before_mb"]:.0f}', f'{r["peak_mb"]:.0f}', f'{r["peak_mb"] - r["before_mb"]:.0f}', f'{r["cpu_seconds"]:.0f}'] for n, r in saved['images'].items()])
+
+
+TITLES = dict(step='The training step', profile='On what the step is spent', time_to_accuracy='Time to accuracy', startup='Start-up', memory='Memory', gpu='On a GPU',
+              attention='Attention beside a forward pass', ranks='Memory of the ranks of tokens')
 
 def everything() -> str:
     "All tables there are results for"

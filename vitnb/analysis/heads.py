@@ -15,8 +15,8 @@ from ..core import UserError, choose
 from ..models.student import TokenLogits
 
 # %% auto #0
-__all__ = ['HEADS', 'uniform_distance', 'HeadLook', 'head_look', 'heads_table', 'answers', 'ablated_logits', 'HeadImportance',
-           'head_importance']
+__all__ = ['HEADS', 'uniform_distance', 'HeadLook', 'head_look', 'heads_table', 'answers', 'check_target', 'ablated_logits',
+           'HeadImportance', 'head_importance']
 
 # %% ../../nbs/analysis/12_heads.ipynb #c4e2ecd7
 def uniform_distance(grid: tuple[int, int],                       # patches down and across
@@ -65,7 +65,7 @@ def heads_table(means: HeadMeans) -> str:
         lines.append(f'{means.blocks[i]:5}  {h:4}  {d:12.1f}  {d / even:7.2f}  {e:13.2f}  {e / np.log(n):7.2f}  {means.prefix_mass[i, h]:11.2f}')
     return '\n'.join(lines)
 
-# %% ../../nbs/analysis/12_heads.ipynb #dfc11baf
+# %% ../../nbs/analysis/12_heads.ipynb #06c8f72c
 HEADS = ('avg', 'cls', 'dist')
 
 def answers(model: nn.Module,
@@ -84,7 +84,17 @@ def answers(model: nn.Module,
     if isinstance(out, TokenLogits): return getattr(out, head)
     return taken.get('out', out)
 
-# %% ../../nbs/analysis/12_heads.ipynb #ef47afb5
+def check_target(target: Tensor | None,      # (B,) classes; None: what is answered
+                 logits: Tensor,             # (B, C)
+                ) -> Tensor:                 # (B,)
+    "The classes to look at; raises `UserError` when they are not one for each image, or not among the model's"
+    if target is None: return logits.argmax(1)
+    target = torch.as_tensor(target, device=logits.device)
+    if target.shape != logits.shape[:1]: raise UserError(f'target has shape {tuple(target.shape)} and there are {len(logits)} images: give one class for each')
+    if (wrong := target[(target < 0) | (target >= logits.shape[1])]).numel(): raise UserError(f'no class {int(wrong[0])}: this model has the classes 0 to {logits.shape[1] - 1}')
+    return target
+
+# %% ../../nbs/analysis/12_heads.ipynb #c090ab1f
 def _blocks(model: nn.Module, layout: Layout) -> list[nn.Module]:
     "The blocks that hold the attention modules"
     return [model.get_submodule(name.rpartition('.')[0]) for name in layout.names]
@@ -97,6 +107,12 @@ def _resumed(blocks: Sequence[nn.Module], at: int, given: Tensor) -> Iterator[No
     finally:
         for block in blocks[:at]: del block.forward
 
+def _follow(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module], inputs: dict[int, Tensor], at: int, head: str, intact: Tensor) -> bool:
+    "Whether the model started at a block answers as it does from the beginning"
+    if any(i not in inputs for i in range(len(blocks))): return False
+    with _resumed(blocks, at, inputs[at]), listening(model, lambda call: None): again = answers(model, images, head)
+    return bool((again - intact).abs().max() <= 1e-5 * intact.abs().max())
+
 def _silenced(name: str, head: int):
     "For `listening`: the attention of one head is zero"
     def hear(call):
@@ -106,7 +122,7 @@ def _silenced(name: str, head: int):
         return weights
     return hear
 
-# %% ../../nbs/analysis/12_heads.ipynb #beb5e491
+# %% ../../nbs/analysis/12_heads.ipynb #d46e5ed9
 def ablated_logits(model: nn.Module, images: Tensor,
                    blocks: Sequence[int] | None = None,     # numbers from 0, or from the end; None: all
                    head: str = 'avg',                       # whose answer: 'avg', 'cls' or 'dist'
@@ -118,8 +134,9 @@ def ablated_logits(model: nn.Module, images: Tensor,
         with ExitStack() as keeping:
             for i, m in enumerate(modules): keeping.callback(m.register_forward_pre_hook(lambda m, args, i=i: inputs.__setitem__(i, args[0])).remove)
             with listening(model, lambda call: None, names=layout.names): intact = answers(model, images, head)
+        follow = _follow(model, images, modules, inputs, max(chosen, default=0), head, intact)
         def without(block, h):
-            with _resumed(modules, block, inputs[block]), listening(model, _silenced(layout.names[block], h), names=layout.names): return answers(model, images, head)
+            with _resumed(modules, block if follow else 0, inputs[block]), listening(model, _silenced(layout.names[block], h), names=layout.names): return answers(model, images, head)
         return intact, torch.stack([torch.stack([without(b, h) for h in range(layout.heads)]) for b in chosen])
 
 # %% ../../nbs/analysis/12_heads.ipynb #60277834

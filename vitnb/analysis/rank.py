@@ -21,7 +21,7 @@ __all__ = ['MEASURES', 'energies', 'rank_at', 'effective_rank', 'stable_rank', '
            'measures_of', 'matrix_ranks', 'pack', 'unpack', 'spectrum', 'student_quantile', 'jackknife', 'deal',
            'Ranks', 'Sums', 'ranks', 'rank_table']
 
-# %% ../../nbs/analysis/40_rank.ipynb #85fd3d03
+# %% ../../nbs/analysis/40_rank.ipynb #d1b7093f
 MEASURES = ('rank', 'effective_rank', 'stable_rank', 'participation_ratio', 'numerical_rank')
 
 def energies(s: np.ndarray) -> np.ndarray:      # (…, k) singular values → their squares as shares, sum 1 (all 0: as they are)
@@ -43,15 +43,17 @@ def effective_rank(s: np.ndarray) -> np.ndarray:
     "exp of the entropy of the singular values (Roy and Vetterli 2007)"
     s = np.asarray(s, dtype=np.float64)
     p = s / np.maximum(s.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
-    return np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum(-1))
+    return np.where(s[..., 0] > 0, np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum(-1)), 0)
 
 def stable_rank(s: np.ndarray) -> np.ndarray:
     "Energy over that of the first direction"
-    return 1 / np.maximum(energies(s)[..., 0], np.finfo(np.float64).tiny)
+    first = energies(s)[..., 0]
+    return np.divide(1, first, out=np.zeros_like(first), where=first > 0)
 
 def participation_ratio(s: np.ndarray) -> np.ndarray:
     "The square of the sum of energies over the sum of their squares"
-    return 1 / np.maximum((energies(s) ** 2).sum(-1), np.finfo(np.float64).tiny)
+    squares = (energies(s) ** 2).sum(-1)
+    return np.divide(1, squares, out=np.zeros_like(squares), where=squares > 0)
 
 def numerical_rank(s: np.ndarray, tolerance: float) -> np.ndarray:
     "How many singular values are above `tolerance` times the largest"
@@ -127,7 +129,7 @@ def deal(labels: np.ndarray,              # (N,)
             group[here[np.argsort(order[here], kind='stable')][sizes[sizes > 0].min():]] = 3
     return group, part
 
-# %% ../../nbs/analysis/40_rank.ipynb #06c170e4
+# %% ../../nbs/analysis/40_rank.ipynb #78f1e695
 @dataclass(frozen=True)
 class Ranks:
     "Singular spectra and ranks of tokens after every block"
@@ -136,14 +138,14 @@ class Ranks:
     points: tuple[str, ...]             # (P,) 'block 1', …, 'norm'
     spectrum: np.ndarray                # (G, T, P, D) singular values, falling
     values: dict[str, np.ndarray]       # measure → (G, T, P)
-    low: dict[str, np.ndarray]          # measure → (G, T, P) bounds of the band
+    low: dict[str, np.ndarray]          # measure → (G, T, P) bounds of the band; NaN for a group with fewer images than parts
     high: dict[str, np.ndarray]
     fewer: dict[str, np.ndarray]        # measure → (G, T, P) the value with one part of the images less
     images: np.ndarray                  # (G,) number of images
     rows: np.ndarray                    # (G, T) number of tokens, which bounds the rank
     settings: dict                      # centred, threshold, parts, level, patches, seed, equal
 
-# %% ../../nbs/analysis/40_rank.ipynb #dc76ae06
+# %% ../../nbs/analysis/40_rank.ipynb #98d99343
 class Sums:
     "Sums over tokens for every cell of images, kind and point: what spectra are made of"
     def __init__(self, cells: int, kinds: int, points: int, width: int):
@@ -167,9 +169,10 @@ class Sums:
     def spectrum(self, cells: Sequence[int], kind: int, point: int, centred: bool) -> np.ndarray:    # (D,)
         "Singular values of the tokens of some cells"
         cells = list(cells)
+        if not np.isfinite(self.total[cells, kind, point]).all(): raise UserError('some tokens are not numbers: the weights of this network are damaged, or its training diverged')
         return spectrum(self.packed[cells, kind, point].sum(0), self.total[cells, kind, point].sum(0), int(self.rows[cells, kind].sum()), centred)
 
-# %% ../../nbs/analysis/40_rank.ipynb #5103b6e1
+# %% ../../nbs/analysis/40_rank.ipynb #de8646d9
 def ranks(model: nn.Module, images: ImageSet,
           view: View,                                        # how the model sees them
           groups: Groups | None = None,                      # None: all images only
@@ -183,6 +186,7 @@ def ranks(model: nn.Module, images: ImageSet,
           seed: int = 0) -> Ranks:
     "Spectra and ranks of tokens after every block, overall and for head, mid and tail images"
     if not 0 < threshold <= 1 or not 0 < level < 1: raise UserError(f'threshold={threshold} and level={level} must be between 0 and 1, such as 0.99 and 0.95')
+    if not kinds: raise UserError('no kinds of token: give some, such as ("cls", "patches")')
     if parts < 4 or len(images) < 2 * parts: raise UserError(f'{parts} parts of {len(images)} images: a band takes at least 4 parts of 2 images each')
     group, part = deal(images.labels.numpy(), groups, parts, equal, seed)
     cell, cells = group * parts + part, 4 * parts
@@ -205,7 +209,7 @@ def _width(model, images, view, kind) -> int:
     "The width of a model's tokens"
     return next(stream_tokens(model, images, view, [kind], 1, indices=[0])).tokens[kind].shape[-1]
 
-# %% ../../nbs/analysis/40_rank.ipynb #5bc8770e
+# %% ../../nbs/analysis/40_rank.ipynb #7dfd928d
 def _add_up(model, images, view, kinds, points, cell: np.ndarray, cells: int, width: int, patches: int, batch_size: int, seed: int) -> Sums:
     "One pass over the images: the sums of every cell"
     sums, order = Sums(cells, len(kinds), len(points), width), np.argsort(cell, kind='stable')
@@ -237,7 +241,7 @@ def _measure(out: dict, at: tuple, sums: Sums, members: np.ndarray, used: np.nda
     without = np.stack([sums.spectrum(members[used[members] % parts != k], t, p, centred) for k in range(parts)])
     whole, less, exact = measures_of(s, threshold, tolerance), measures_of(without, threshold, tolerance), measures_of(without, threshold, tolerance, between=True)
     for m in MEASURES:
-        half, _ = jackknife(exact[m], level)
+        half = jackknife(exact[m], level)[0] if len(np.unique(used[members] % parts)) == parts else np.nan       # too few images for a band
         out[f'values/{m}'][at], out[f'fewer/{m}'][at] = whole[m], less[m].mean()
         out[f'low/{m}'][at], out[f'high/{m}'][at] = whole[m] - half, whole[m] + half
 
