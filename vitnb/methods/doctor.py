@@ -145,7 +145,7 @@ def to_watch(look: Look) -> list[Finding]:
                     'the accuracies of vitnb count every class the same, so the second way scores as the first'),
             Finding('two tokens', 'CLS is the expert for common classes, DIST for rare ones', 'the report shows both; where DIST is much better in the tail, its answer may be the one to use')]
 
-# %% ../../nbs/methods/92_doctor.ipynb #9a68e682
+# %% ../../nbs/methods/92_doctor.ipynb #aafd8b26
 def lines_of(found: Sequence[Finding], width: int = 16) -> list[str]:
     "Findings as lines: a mark where something should be done, what was found, and why it matters"
     return [line for f in found for line in ([f'{"!" if f.bad else " "} {f.title:{width}}{f.text}'] + ([f'  {"":{width}}→ {f.why}'] if f.why else []))]
@@ -164,7 +164,7 @@ def doctor(source: str,                     # a folder, or the name of a data se
     lines = [line for title, found in parts.items() for line in (title, *lines_of(found), '')]
     if advice: lines += ['In this order:', *(f'  {c}' for c in commands(advice)), '']
     lines.append(f'Look first at what is marked with !: {", ".join(bad)}.' if bad else 'Nothing stands in the way.')
-    text = '\n'.join(lines)
+    text = '\n'.join(''.join(c if c.isprintable() else '?' for c in line) for line in lines)      # names of files may hold anything
     if report:
         with whole_file(report) as f: f.write_text(text + '\n', encoding='utf-8')
     return text
