@@ -66,8 +66,14 @@ def ranks(saved: dict) -> str:
                  [[n, f'{r["before_mb"]:.0f}', f'{r["peak_mb"]:.0f}', f'{r["peak_mb"] - r["before_mb"]:.0f}', f'{r["cpu_seconds"]:.0f}'] for n, r in saved['images'].items()])
 
 
+def widgets(saved: dict) -> str:
+    times = [[n, f'{r["median"]:.0f} ({r["low"]:.0f}–{r["high"]:.0f})'] for n, r in saved['milliseconds'].items()]
+    return (lines(['moved in JupyterLab: from the key to the new picture', 'ms'], times) +
+            f'\n\nFirst view of a saved run: {saved["first_view_seconds"]:.2f} s; the saved notebook: {saved["notebook_bytes"] / 1e6:.2f} MB; load of the machine: {saved["load"]:.1f}.')
+
+
 TITLES = dict(step='The training step', profile='On what the step is spent', time_to_accuracy='Time to accuracy', startup='Start-up', memory='Memory', gpu='On a GPU',
-              attention='Attention beside a forward pass', ranks='Memory of the ranks of tokens')
+              attention='Attention beside a forward pass', ranks='Memory of the ranks of tokens', widgets='The workbench')
 
 def everything() -> str:
     "All tables there are results for"
