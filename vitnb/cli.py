@@ -222,19 +222,19 @@ def names_apart(runs, heads: tuple[str, str] | None = None) -> list[str]:
     if heads: names = [f'{name} {head}' for name, head in zip(names, heads)]
     return names if len(set(names)) > 1 else ['first', 'second']
 
-# %% ../nbs/90_cli.ipynb #6e7154f7
+# %% ../nbs/90_cli.ipynb #dfe071ff
 def analyse_command(arguments: Sequence[str]):
     "Compute the standard analyses of a run and print what became of them"
     import dataclasses, tyro
     from vitnb.analysis.analyse import STANDARD, AnalyseConfig, analyse, analysis_table
     def option(type_, text, **default): return (type_, dataclasses.field(metadata={'help': text}, **default))
     kind = dataclasses.make_dataclass('Analyse', [
-        ('run', *option(Path, 'the run folder')), ('parts', *option(tuple[str, ...], f'what to compute: {", ".join(STANDARD)} (default: all)', default=tuple(STANDARD))),
+        ('run', *option(Path, 'the run folder')), ('only', *option(tuple[str, ...], 'what to compute', default=tuple(STANDARD))),
         ('which', *option(str, "weights of the 'last' or the 'best' epoch", default='last')), ('teacher', *option(str | None, 'a run folder or file of the teacher (default: the one that the run names)', default=None)),
         ('out', *option(Path | None, 'where to write (default: analysis/ in the run folder)', default=None)), ('again', *option(bool, 'compute also what is there', default=False)),
         ('settings', AnalyseConfig, dataclasses.field(default_factory=AnalyseConfig))])
     given = tyro.cli(kind, args=arguments, prog='vitnb analyse', description='compute the standard analyses of a run into its folder', config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes))
-    print(analysis_table(analyse(given.run, out=given.out, parts=given.parts, config=given.settings, which=given.which, teacher=given.teacher, again=given.again)))
+    print(analysis_table(analyse(given.run, out=given.out, parts=given.only, config=given.settings, which=given.which, teacher=given.teacher, again=given.again)))
 
 # %% ../nbs/90_cli.ipynb #022d58a7
 @dataclass(frozen=True)
@@ -395,7 +395,7 @@ def usage() -> str:
     lines = [f'  {name:8} {text}' for name, text in COMMANDS.items()]
     return 'usage: vitnb COMMAND [options]    (vitnb COMMAND --help lists them)\n\nTrain Vision Transformers on long-tailed images, and look inside them.\n\n' + '\n'.join(lines)
 
-# %% ../nbs/90_cli.ipynb #dfeff77b
+# %% ../nbs/90_cli.ipynb #60508ff9
 def main(arguments: Sequence[str] | None = None) -> int:   # exit status
     "The `vitnb` command"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -409,7 +409,9 @@ def main(arguments: Sequence[str] | None = None) -> int:   # exit status
         sys.stdout.flush()
     except BrokenPipeError: return _nobody_listens()
     except (UserError, OSError) as e: print(f'vitnb: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print('\nvitnb: interrupted; go on with `vitnb resume RUN` (`vitnb runs` lists the runs)', file=sys.stderr); return 130
+    except KeyboardInterrupt:
+        on = 'the same command goes on' if arguments[0] in ('analyse', 'generate') else 'go on with `vitnb resume RUN` (`vitnb runs` lists the runs)'
+        print(f'\nvitnb: interrupted; {on}', file=sys.stderr); return 130
     return 0
 
 def _nobody_listens() -> int:

@@ -230,7 +230,7 @@ STANDARD: dict[str, tuple[Callable[[Subject], Any], tuple[str, ...]]] = {     # 
     'similarity': (similarity_part, ('images', 'seed')), 'scores': (scores_part, ()), 'attention': (attention_part, ('images', 'seed')),
     'teacher': (teacher_part, ('images', 'agreement_images', 'seed')), 'flatness': (flatness_part, ('images', 'flatness_images', 'flatness_steps', 'seed'))}
 
-# %% ../../nbs/analysis/60_analyse.ipynb #7dbafed3
+# %% ../../nbs/analysis/60_analyse.ipynb #c235c866
 @dataclass(frozen=True)
 class Done:
     "What became of one part"
@@ -251,6 +251,7 @@ def analyse(what: Run | str | Path | nn.Module,           # a run, its folder, o
             teacher: str | None = None,                   # as `any_teacher` takes it; None: the one that the run names
             again: bool = False) -> list[Done]:           # compute also what is there
     "Compute the standard analyses into a run folder; parts that are there with the same settings and weights are kept"
+    parts = (parts,) if isinstance(parts, str) else parts
     for p in parts: choose('part', p, STANDARD)
     check_limits(config)
     if isinstance(what, nn.Module) and out is None: raise UserError('a network without a run folder needs a place for its results: analyse(model, images, out=FOLDER)')
@@ -263,7 +264,7 @@ def analyse(what: Run | str | Path | nn.Module,           # a run, its folder, o
             done.append(_one(s, folder, name, same, again))
     return done
 
-# %% ../../nbs/analysis/60_analyse.ipynb #30cf72f4
+# %% ../../nbs/analysis/60_analyse.ipynb #969b17fb
 def _same(s: Subject) -> dict:
     "What every part depends on"
     return dict(weights=checksum(s.model.state_dict(), {}), images=fingerprint(s.images), view=asdict(s.view), groups=asdict(s.groups), which=s.which,
@@ -274,6 +275,11 @@ def _teacher_mark(s: Subject) -> str | None:
     place = Path(s.teacher or '').expanduser()
     file = place/'model.safetensors' if place.is_dir() else place
     return hashlib.sha256(file.read_bytes()).hexdigest() if s.teacher and file.is_file() else None
+
+def _seen(s: Subject, name: str) -> int:
+    "How many images a part looks at"
+    if name == 'scores': return len(s.run.predictions['labels'])
+    return min(len(s.images), dict(teacher=s.config.agreement_images, flatness=s.config.flatness_images).get(name, len(s.images)))
 
 def check_folder(folder: Path):
     "Raise a `UserError` when nothing can be written to a folder, before minutes are spent on what goes there"
@@ -294,10 +300,12 @@ def _one(s: Subject, folder: Path, name: str, same: dict, again: bool) -> Done:
     check_folder(folder)
     start = time.monotonic()
     try: result = act(s)
-    except UserError as e: return Done(name, 'not done', 0., 0, settings, str(e))
-    seconds = round(time.monotonic() - start, 1)
-    write_part(folder, name, result, dict(part=name, key=key, seconds=seconds, images=len(s.images), settings=settings, depends_on=same, versions=versions()))
-    return Done(name, 'computed', seconds, len(s.images), settings)
+    except UserError as e:
+        if (old := about_part(folder, name)) and old['depends_on'].get('weights') != same['weights']: (folder/f'{name}.json').unlink()       # nobody should read it as of these weights
+        return Done(name, 'not done', 0., 0, settings, str(e))
+    seconds, seen = round(time.monotonic() - start, 1), _seen(s, name)
+    write_part(folder, name, result, dict(part=name, key=key, seconds=seconds, images=seen, settings=settings, depends_on=same, versions=versions()))
+    return Done(name, 'computed', seconds, seen, settings)
 
 # %% ../../nbs/analysis/60_analyse.ipynb #1356ad5c
 def analysis_table(done: Sequence[Done]) -> str:

@@ -39,7 +39,7 @@ def weighted_mean(values: np.ndarray,      # (…, N)
     square = np.where(known, (values ** 2) @ (weights ** 2).T - 2 * mean * (values @ (weights ** 2).T) + mean ** 2 * (weights ** 2).sum(1), np.nan)
     return mean, 1.96 * np.sqrt(np.maximum(square, 0))
 
-# %% ../../nbs/analysis/44_diversity.ipynb #d36f0456
+# %% ../../nbs/analysis/44_diversity.ipynb #d7993acc
 @dataclass(frozen=True)
 class Diversity:
     "1 − cosine of two tokens after every block"
@@ -67,6 +67,7 @@ def diversity(model: nn.Module, images: ImageSet, view: View, groups: Groups,
         a, b = (batch.tokens[k][:, :, 0].cpu() for k in (first, second))
         plain[:, batch.places] = 1 - F.cosine_similarity(a, b, dim=-1)
         centred[:, batch.places] = 1 - F.cosine_similarity(a - means[0], b - means[1], dim=-1)
+    if not np.isfinite(plain).all(): raise UserError('some tokens are not numbers: the weights of this network are damaged, or its training diverged')
     mean, half = weighted_mean(plain, weights)
     return Diversity(points, mean, half, weighted_mean(centred, weights)[0], len(images), (first, second))
 

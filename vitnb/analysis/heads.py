@@ -65,7 +65,7 @@ def heads_table(means: HeadMeans) -> str:
         lines.append(f'{means.blocks[i]:5}  {h:4}  {d:12.1f}  {d / even:7.2f}  {e:13.2f}  {e / np.log(n):7.2f}  {means.prefix_mass[i, h]:11.2f}')
     return '\n'.join(lines)
 
-# %% ../../nbs/analysis/12_heads.ipynb #06c8f72c
+# %% ../../nbs/analysis/12_heads.ipynb #4ac0ba5e
 HEADS = ('avg', 'cls', 'dist')
 
 def answers(model: nn.Module,
@@ -74,11 +74,11 @@ def answers(model: nn.Module,
            ) -> Tensor:               # (B, C) logits, with their graph
     "The logits of one head; raises `UserError` for 'dist' where there is no such token"
     choose('head', head, HEADS)
-    distilled, taken = isinstance(getattr(model, 'head_dist', None), nn.Module), {}
-    if head == 'dist' and not distilled: raise UserError(f'{type(model).__name__} has no DIST token: ask for "cls" or "avg"')
+    distilled, taken = next((m for m in model.modules() if isinstance(getattr(m, 'head_dist', None), nn.Module)), None), {}       # the model, or what it wraps
+    if head == 'dist' and distilled is None: raise UserError(f'{type(model).__name__} has no DIST token: ask for "cls" or "avg"')
     with ExitStack() as hooks:
-        if distilled and head != 'avg':
-            layer = dict(cls=model.head, dist=model.head_dist)[head]
+        if distilled is not None and head != 'avg':
+            layer = dict(cls=distilled.head, dist=distilled.head_dist)[head]
             hooks.callback(layer.register_forward_hook(lambda m, inputs, out: taken.update(out=out)).remove)
         out = model(images)
     if isinstance(out, TokenLogits): return getattr(out, head)

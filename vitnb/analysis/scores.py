@@ -156,13 +156,14 @@ class Reliability:
         "Mean confidence minus accuracy in points: positive when the answers are surer than right"
         return float((self.share * np.nan_to_num(self.confidence - self.accuracy)).sum()) if self.share.sum() else float('nan')
 
-# %% ../../nbs/analysis/20_scores.ipynb #15158f00
+# %% ../../nbs/analysis/20_scores.ipynb #fe3a096d
 def reliability(logits: np.ndarray, labels: np.ndarray, groups: Groups, bins: int = 15) -> dict[str, Reliability]:
     "Calibration overall and of the images of head, mid and tail classes, every class counting the same"
     check_answers(logits, labels, groups)
+    if bins < 1: raise UserError(f'bins={bins} must be at least 1')
     p, labels = softmax(logits), np.asarray(labels)
     confidence, right = p.max(1).astype(np.float64), np.asarray(logits).argmax(1) == labels
-    place = np.digitize(confidence, np.arange(1, bins) / bins)
+    place = np.digitize(confidence, np.arange(1, bins) / bins, right=True)        # a bin has its upper edge, (0, 1/bins] the first
     def part(classes):
         weight = class_weights(labels, classes, p.shape[1])
         share, sure, hit = (np.bincount(place, weight * v, bins) for v in (1, confidence, right))

@@ -87,7 +87,7 @@ def stage_layers(model: nn.Module, view: View,
     def rows(output): return output if pool == 'all' or output.dim() == 2 else output.mean(1) if output.dim() == 3 else output.mean((2, 3))
     return Layers(model, view, modules, rows, 'mean of the picture' if pool == 'mean' else 'whole picture')
 
-# %% ../../nbs/analysis/42_similarity.ipynb #f54da59c
+# %% ../../nbs/analysis/42_similarity.ipynb #3b716311
 @dataclass(frozen=True)
 class Similarity:
     "CKA of every pair of layers"
@@ -112,6 +112,7 @@ def similarity(first: Layers, second: Layers, images: ImageSet, batch_size: int 
         grams = [_grams(first, images.images[some])]
         grams.append(grams[0] if second is first else _grams(second, images.images[some]))
         K, L = (torch.stack([g.cpu() for g in part.values()]) for part in grams)
+        if not (K.isfinite().all() and L.isfinite().all()): raise UserError('some outputs are not numbers: the weights of a network are damaged, or its training diverged')
         cross.append(torch.stack([hsic(k, L) for k in K]).numpy())
         for h, G in zip(own, (K, L)): h.append(hsic(G, G).numpy())
     return _similarity(np.array(cross), *map(np.array, own), tuple(first.modules), tuple(second.modules), steps * batch_size, batch_size, (first.what, second.what))
