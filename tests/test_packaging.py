@@ -1,5 +1,5 @@
 "The wheel, as a user gets it: what is in it, and that it works outside the repository"
-import statistics, subprocess, sys, sysconfig, tarfile, time, venv, zipfile
+import shlex, statistics, subprocess, sys, sysconfig, tarfile, time, venv, zipfile
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,8 @@ def test_wheel_holds_the_package_and_its_data(built):
     assert not [n for n in names if n.endswith('.ipynb') or not n.startswith(('vitnb/', 'vitnb-'))]
     licences = {n.partition('.dist-info/licenses/')[2] for n in names if '.dist-info/licenses/' in n}
     assert licences == {'LICENSE', *(n for n in DATA if Path(n).name.startswith('LICENSE'))}
-    assert 'License-Expression: Apache-2.0 AND MIT' in metadata
+    assert 'License-Expression: Apache-2.0 AND MIT' in metadata and 'vitnb/py.typed' in names
+    assert all(f'Provides-Extra: {extra}\n' in metadata for extra in ('lab', 'app', 'dev')) and 'Python :: 3.13' in metadata
     plain = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra ==' not in line]
     assert not [line for line in plain if 'nbdev' in line or 'fastcore' in line]
     assert not [n for n, text in code.items() for line in text.splitlines() if line.split()[:1] in (['import'], ['from']) and
@@ -63,7 +64,7 @@ def test_wheel_holds_the_package_and_its_data(built):
 
 def test_sdist_holds_the_data_and_its_makers(built):
     with tarfile.open(built[0]) as t: names = {n.partition('/')[2] for n in t.getnames()}
-    assert not {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', *DATA} - names
+    assert not {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'CITATION.cff', 'CHANGELOG.md', 'vitnb/py.typed', *DATA} - names
     assert not [n for n in names if n.startswith('tests/')]
 
 
@@ -89,3 +90,33 @@ def test_command_starts_without_torch(user):
 def test_demo_runs_outside_the_repository(user):
     print(call(user/'venv/bin/vitnb', 'demo', '--quick', '--out', user/'a run', cwd=user))
     assert '<html' in find_report(user/'a run').read_text('utf-8')[:500]
+
+
+MAKE_FOLDER = """
+from pathlib import Path
+import torch
+from PIL import Image
+from vitnb.data.sets import fashion_mnist
+images, _ = fashion_mnist()
+for c, n in ((7, 60), (1, 30), (8, 12)):
+    folder = Path('my photos')/images.class_names[c]
+    folder.mkdir(parents=True)
+    for i, k in enumerate(torch.where(images.labels == c)[0][:n]): Image.fromarray(images.images[k, 0].numpy()).save(folder/f'{i}.png')
+(Path('my photos')/'sneaker/3.png').write_bytes(b'')
+(Path('my photos')/'bag/0.png').write_bytes((Path('my photos')/'trouser/0.png').read_bytes())
+"""
+
+
+def test_own_images_from_an_empty_folder(user):
+    "A folder with spoiled files, then what `vitnb doctor` says, word by word but for the number of epochs"
+    home = user/'empty folder'
+    home.mkdir()
+    call(user/'venv/bin/python', '-c', MAKE_FOLDER, cwd=home)
+    said = call(user/'venv/bin/vitnb', 'doctor', 'my photos', cwd=home)
+    assert 'unreadable' in said and 'in two classes' in said and 'sneaker/3.png' in said
+    commands = [shlex.split(line) for line in said.splitlines() if line.startswith('  vitnb ')]
+    assert [c[1] for c in commands] == ['train', 'train', 'train', 'compare', 'export']
+    for words in commands:
+        if '--epochs' in words: words[words.index('--epochs') + 1] = '2'
+        call(user/'venv/bin'/words[0], *words[1:], cwd=home)
+    assert (home/'deit-lt.pth').exists() and '<html' in (home/'runs/my-deit-lt/report.html').read_text('utf-8')[:500]
