@@ -15,9 +15,9 @@ from .state import State, Subject, for_people, make_state
 from .view import Chart, View, bind, grid, menu, png, slider
 
 # %% auto #0
-__all__ = ['GROUP_COLOURS', 'DASHES', 'Spread', 'chosen_images', 'token_features', 'spread', 'rank_at', 'rank_axes',
-           'spectrum_axes', 'rank_figure', 'spectrum_figure', 'lines_svg', 'cloud_svg', 'sprite', 'legend_html',
-           'RankView', 'draw_ranks', 'move_threshold', 'move_block']
+__all__ = ['GROUP_COLOURS', 'DASHES', 'MOST', 'Spread', 'chosen_images', 'token_features', 'spread', 'rank_at', 'rank_axes',
+           'spectrum_axes', 'rank_figure', 'spectrum_figure', 'lines_svg', 'drawn', 'cloud_svg', 'sprite',
+           'legend_html', 'RankView', 'draw_ranks', 'move_threshold', 'move_block']
 
 # %% ../../nbs/widgets/36_rank_view.ipynb #0406e0f7
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,7 @@ def _curve(found: Spread, g: int, t: int, b: int) -> tuple[np.ndarray, np.ndarra
 
 def _scaled(places: np.ndarray) -> np.ndarray: return places / max(np.abs(places).max(), 1e-12)
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #770d0137
+# %% ../../nbs/widgets/36_rank_view.ipynb #559aab91
 def lines_svg(chart: Chart, ax, x: np.ndarray, y: np.ndarray, colour: str, width: float = 1.4, dash: str = '', dots: bool = False) -> str:
     "A line over a chart"
     low, high = ax.get_ylim()
@@ -166,12 +166,20 @@ def lines_svg(chart: Chart, ax, x: np.ndarray, y: np.ndarray, colour: str, width
     line = f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in at)}" style="fill: none; stroke: {colour}; stroke-width: {width}; stroke-dasharray: {dash or "none"}"/>'
     return line + (''.join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2" style="fill: {colour}"/>' for a, b in at) if dots else '')
 
+MOST = 180      # points that a browser moves without delay
+
+def drawn(found: Spread, image: int) -> list[int]:
+    "Which images are drawn as points: an even choice of them, and the one that is looked at"
+    every = -(-len(found.images) // MOST)
+    return [i for i, which in enumerate(found.images) if i % every == 0 or which == image]
+
 def cloud_svg(chart: Chart, ax, found: Spread, names: Sequence[str], t: int, b: int, image: int) -> str:
     "The points of the cloud, with what the mouse shows"
     x, y = chart.place(ax, *_scaled(found.places[t, b]).T)
     right, top = (float(v[0]) for v in chart.place(ax, 1.05, 1.05))
     points = ''
-    for i, (a, c) in enumerate(zip(x, y)):
+    for i in drawn(found, image):
+        a, c = x[i], y[i]
         thumb = f'<foreignObject class="thumb" x="{right - 46:.0f}" y="{top:.0f}" width="46" height="46"><div style="background-position: -{i % 20 * 46}px -{i // 20 * 46}px"></div></foreignObject>'
         points += f'<g class="point"><circle cx="{a:.1f}" cy="{c:.1f}" r="2.6" style="fill: {_css(("head", "mid", "tail", "all")[found.group_of[i]])}"><title>{html.escape(str(names[i]))}</title></circle>{thumb}</g>'
     if len(at := np.flatnonzero(found.images == image)): points += f'<circle cx="{x[at[0]]:.1f}" cy="{y[at[0]]:.1f}" r="6" style="fill: none; stroke: var(--ink); stroke-width: 1.5"/>'
@@ -227,7 +235,7 @@ class RankView(View):
     def figure(self) -> Picture: return rank_figure(self.found, self.state, self.others)
     def spectrum_figure(self) -> Picture: return spectrum_figure(self.found, self.state)
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #5efe8588
+# %% ../../nbs/widgets/36_rank_view.ipynb #c837cc99
 def draw_ranks(view: RankView):
     "Everything of a run: axes, controls, thumbnails"
     view.ranks.value = view.below.value = ''
@@ -272,4 +280,4 @@ def move_block(view: RankView):
     marks = ''.join(lines_svg(chart, axes['spectrum'], *_curve(found, g, t, b), _css(group), 1.5, DASHES[group]) for g, group in enumerate(found.groups))
     marks += cloud_svg(chart, axes['cloud'], found, view.names, t, b, view.state.image)
     kept = found.share[t, b]
-    view.below.value = f'<h4>{html.escape(_name(found.kinds[t]))} after block {b + 1}: spectrum, and {len(found.images)} images along two components ({100 * kept[0]:.0f} and {100 * kept[1]:.0f} % of the variance)</h4>' + chart.html(marks)
+    view.below.value = f'<h4>{html.escape(_name(found.kinds[t]))} after block {b + 1}: spectrum, and {len(drawn(found, -1))} of {len(found.images)} images along two components ({100 * kept[0]:.0f} and {100 * kept[1]:.0f} % of the variance)</h4>' + chart.html(marks)
