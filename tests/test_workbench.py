@@ -180,7 +180,7 @@ def test_look(tmp_path, capsys, monkeypatch):
     notebook = look_notebook([tmp_path/'a'])
     before = notebook.read_bytes()
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(UserError, match='pip install voila'): look_command((tmp_path/'a',), app=True)
+    with pytest.raises(UserError, match=r"vitnb\[app\]"): look_command((tmp_path/'a',), app=True)
     assert notebook.read_bytes() == before and saved_state(notebook) == {}
     with pytest.raises(UserError, match='run folder'): look_command((tmp_path/'none',), open=False)
 

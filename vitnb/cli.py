@@ -159,7 +159,7 @@ def watch_command(run: Path, every: float = 2.):
     from vitnb.widgets.monitor import watch
     watch(run, every)
 
-# %% ../nbs/90_cli.ipynb #a32d6e02
+# %% ../nbs/90_cli.ipynb #40df7f6a
 def look_command(runs: tuple[Path, ...], app: bool = False, open: bool = True):
     """look inside runs, in JupyterLab or as an app in the browser
 
@@ -170,9 +170,10 @@ def look_command(runs: tuple[Path, ...], app: bool = False, open: bool = True):
     import importlib.util, shlex, subprocess
     if not runs: raise UserError('look needs a run folder; `vitnb runs` lists the runs there are')
     path = look_notebook(runs)
-    if app and importlib.util.find_spec('voila') is None: raise UserError(f'{path} is written, but Voilà is not installed: `pip install voila` and try again, or leave out --app')
+    module, title, extra = ('voila', 'Voilà', 'app') if app else ('jupyterlab', 'JupyterLab', 'lab')
+    if open and importlib.util.find_spec(module) is None: raise UserError(f'{path} is written, but {title} is not installed: `pip install "vitnb[{extra}]"` and try again')
     root = ['--allow-root'] if not app and hasattr(os, 'geteuid') and os.geteuid() == 0 else []
-    words = [sys.executable, '-m', 'voila' if app else 'jupyterlab', *root, str(path)]
+    words = [sys.executable, '-m', module, *root, str(path)]
     print(f'{path}\nto open it: {shlex.join(words)}', flush=True)
     if open: subprocess.run(words, check=False)
 
@@ -375,7 +376,7 @@ def demo_table(vit, deit_lt) -> str:
     return (f'{text}\n\nDeiT-LT over ViT: {b["avg"]["overall"] - a["avg"]["overall"]:+.1f} points overall, {b["avg"]["tail"] - a["avg"]["tail"]:+.1f} in the tail'
             f'\nDIST over CLS:    {b["dist"]["tail"] - b["cls"]["tail"]:+.1f} points in the tail, {b["dist"]["head"] - b["cls"]["head"]:+.1f} in the head')
 
-# %% ../nbs/90_cli.ipynb #48b02aeb
+# %% ../nbs/90_cli.ipynb #a414d9da
 COMMANDS = dict(demo='train ViT and DeiT-LT on long-tailed images and compare them, in minutes',
                 doctor='look at your images and this machine, and say what to train',
                 train='train a method: vitnb train METHOD [options]',
@@ -395,7 +396,7 @@ def usage() -> str:
     lines = [f'  {name:8} {text}' for name, text in COMMANDS.items()]
     return 'usage: vitnb COMMAND [options]    (vitnb COMMAND --help lists them)\n\nTrain Vision Transformers on long-tailed images, and look inside them.\n\n' + '\n'.join(lines)
 
-# %% ../nbs/90_cli.ipynb #60508ff9
+# %% ../nbs/90_cli.ipynb #0f0c1623
 def main(arguments: Sequence[str] | None = None) -> int:   # exit status
     "The `vitnb` command"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
