@@ -186,7 +186,8 @@ def command(run, *more): return [sys.executable, '-m', 'vitnb.cli', 'watch', str
 def in_terminal(cmd, then):
     "Run a command in a terminal of 100 columns; `then(output so far, process)` is called after every piece of output"
     master, slave = pty.openpty()
-    process = subprocess.Popen(cmd, stdin=slave, stdout=slave, stderr=slave, env=clean_env(PYTHONPATH=str(ROOT), COLUMNS='100'), close_fds=True, start_new_session=True)
+    process = subprocess.Popen(cmd, stdin=slave, stdout=slave, stderr=slave, env=clean_env(PYTHONPATH=str(ROOT), COLUMNS='100'), close_fds=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))       # tests started in the background ignore it, and a child would too
     os.close(slave)
     seen, stop = b'', time.monotonic() + 60
     try:
