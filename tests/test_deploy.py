@@ -1,0 +1,106 @@
+"vitnb export as a command: every kind of student, what is missing, and what must be refused with nothing left behind"
+import importlib.util, json, sys
+
+import pytest
+import torch
+
+from vitnb.cli import main
+from vitnb.data.batches import normalise
+from vitnb.data.sets import DataConfig
+from vitnb.methods import deploy
+from vitnb.methods.teacher import Teacher
+from vitnb.methods.vit import ViT
+from vitnb.models.student import read_weights, save_weights
+from vitnb.training.runs import open_run
+from vitnb.training.train import train
+
+SHORT = dict(data=DataConfig(n_max=60), epochs=1, batch_size=32, device='cpu', precision='fp32')
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "A student, a Next-ViT and a teacher after a few updates"
+    folder = tmp_path_factory.mktemp('runs')
+    train(ViT(**SHORT), 'vit', folder/'vit', quiet=True)
+    train(ViT(**SHORT, student='nextvit-nano'), 'vit', folder/'next', quiet=True)
+    train(Teacher(**SHORT, depth=8), 'teacher', folder/'teacher', quiet=True)
+    return folder
+
+
+def said(capsys, *arguments):
+    status, text = main([str(a) for a in arguments]), capsys.readouterr()
+    return status, text.out.strip(), [line for line in text.err.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize('kind', ['vit', 'next'])
+def test_command_writes_the_format_of_the_ending(runs, kind, tmp_path, capsys):
+    for name, format in (('s.onnx', 'onnx'), ('s.pt2', 'torch-export')):
+        status, out, err = said(capsys, 'export', runs/kind, tmp_path/name)
+        assert status == 0 and f'({format}, ' in out and '10000 test images' in out and not err, (out, err)
+    images = deploy.run_images(run := open_run(runs/kind)).images[:7]
+    about = run.config['data']
+    x = normalise(images, about['mean'], about['std'])
+    with torch.no_grad(): ours = deploy.student_of(run)(x).avg
+    program = torch.export.load(tmp_path/'s.pt2', extra_files=(extra := {'metadata.json': ''}))
+    for theirs in (deploy.open_onnx(tmp_path/'s.onnx')(x)['avg'], program.module()(x)['avg']): assert torch.allclose(ours, theirs, atol=1e-4)
+    assert json.loads(json.loads(extra['metadata.json'])['mean']) == about['mean']
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['s.onnx', 's.pt2']
+
+
+def test_format_may_be_said(runs, tmp_path, capsys):
+    status, out, _ = said(capsys, 'export', runs/'vit', tmp_path/'a.onnx', '--format', 'official')
+    assert status == 0 and 'model' in torch.load(tmp_path/'a.onnx', weights_only=True)
+    assert said(capsys, 'export', runs/'vit', tmp_path/'b', '--format', 'torch-export')[0] == 0 and torch.export.load(tmp_path/'b')
+
+
+def test_latency_is_printed(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(deploy, 'latencies', lambda student, real=deploy.latencies: real(student, runtimes=('PyTorch', 'ONNX Runtime'), rounds=2))
+    status, out, _ = said(capsys, 'export', runs/'next', tmp_path/'s.pt2', '--latency')
+    rows = [line.split()[:3] for line in out.splitlines() if ' trained ' in line or ' merged ' in line]
+    assert status == 0 and len([r for r in rows if r[0] in ('1', '32')]) == 8
+
+
+@pytest.mark.parametrize('run, name, more, words', [
+    ('teacher', 's.onnx', [], ['teacher', 'holds no student']),
+    ('vit', 'there.onnx', [], ['there.onnx', 'exists already']),
+    ('vit', 's.tflite', ['--format', 'tflite'], ["unknown format 'tflite'", 'official', 'onnx', 'torch-export']),
+    ('next', 's.pth', [], ['nextvit', 'official layout']),
+    ('none', 's.onnx', [], ['no run folder'])])
+def test_refusals(runs, run, name, more, words, tmp_path, capsys):
+    (tmp_path/'there.onnx').write_text('mine')
+    status, _, err = said(capsys, 'export', runs/run, tmp_path/name, *more)
+    assert status == 2 and len(err) == 1 and all(w in err[0] for w in words), err
+    assert [f.name for f in tmp_path.iterdir()] == ['there.onnx'] and (tmp_path/'there.onnx').read_text() == 'mine'
+
+
+def test_missing_packages_are_named(runs, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name.startswith('onnx') else find(name, *a))
+    for arguments in (['s.onnx'], ['s.pt2', '--latency']):
+        status, _, err = said(capsys, 'export', runs/'vit', tmp_path/arguments[0], *arguments[1:])
+        assert status == 2 and len(err) == 1 and 'onnxruntime' in err[0] and 'vitnb[export]' in err[0]
+    assert said(capsys, 'export', runs/'vit', tmp_path/'s.pt2')[0] == 0        # needs none of them
+    assert [f.name for f in tmp_path.iterdir()] == ['s.pt2']
+
+
+def test_help_and_import_need_no_onnx():
+    import subprocess
+    code = "import sys, vitnb.methods.deploy; sys.exit(any(m.split('.')[0] in ('onnx', 'onnxruntime', 'onnxscript') for m in sys.modules))"
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_weights_that_changed_and_other_images(runs, tmp_path, capsys):
+    "A weight that is not a number agrees with nothing; images that are not the run's are no test"
+    import shutil
+    shutil.copytree(runs/'vit', broken := tmp_path/'broken')
+    weights, about = read_weights(broken/'model.safetensors')
+    weights['head.bias'][0] = float('nan')
+    save_weights(weights, broken/'model.safetensors', **about)
+    status, _, err = said(capsys, 'export', broken, tmp_path/'s.onnx')
+    assert status == 2 and 'was not written' in err[0] and not (tmp_path/'s.onnx').exists()
+    config = json.loads((broken/'config.json').read_text())
+    config['data']['fingerprint'] = '0' * 16
+    (broken/'config.json').write_text(json.dumps(config))
+    status, _, err = said(capsys, 'export', broken, tmp_path/'s.onnx')
+    assert status == 2 and 'not those that' in err[0]
+    assert [f.name for f in tmp_path.iterdir()] == ['broken']
