@@ -10,11 +10,12 @@ from vitnb.data.sets import DataConfig
 from vitnb.methods import deploy
 from vitnb.methods.teacher import Teacher
 from vitnb.methods.vit import ViT
-from vitnb.models.student import read_weights, save_weights
+from vitnb.models.mhca import with_mhca
+from vitnb.models.student import backbones, make_student, read_weights, save_weights, student_config
 from vitnb.training.runs import open_run
 from vitnb.training.train import train
 
-SHORT = dict(data=DataConfig(n_max=60), epochs=1, batch_size=32, device='cpu', precision='fp32')
+SHORT = dict(data=DataConfig(n_max=100), epochs=1, batch_size=32, device='cpu', precision='fp32')
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +46,27 @@ def test_command_writes_the_format_of_the_ending(runs, kind, tmp_path, capsys):
     for theirs in (deploy.open_onnx(tmp_path/'s.onnx')(x)['avg'], program.module()(x)['avg']): assert torch.allclose(ours, theirs, atol=1e-4)
     assert json.loads(json.loads(extra['metadata.json'])['mean']) == about['mean']
     assert sorted(f.name for f in tmp_path.iterdir()) == ['s.onnx', 's.pt2']
+
+
+def small_students():
+    "The smallest preset of every backbone that has one, and a Vision Transformer with MHCA"
+    sizes = {name: next(iter(kind.PRESETS)) for name, kind in backbones().items() if kind.PRESETS}
+    return dict({name: student_config(preset, 28) for name, preset in sizes.items()}, mhca=with_mhca(student_config(), blocks=3), one_head=student_config(use_dist=False))
+
+
+@pytest.mark.parametrize('name', small_students())
+def test_every_kind_of_student(name, tmp_path):
+    student = make_student(small_students()[name]).eval()
+    for m in student.modules():       # statistics that a batch norm could have
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm): m.running_mean.normal_(0, .2); m.running_var.uniform_(.5, 1.5)
+    with torch.no_grad():
+        for format, (write, read) in deploy.FORMATS.items():
+            write(deploy.folded(student), tmp_path/format, {})
+            answer = read(tmp_path/format)
+            for batch in (1, 5):
+                x = torch.randn(batch, 1, 28, 28, generator=torch.Generator().manual_seed(batch))
+                ours, theirs = student(x), answer(x)
+                assert all(torch.allclose(getattr(ours, k), theirs[k], atol=1e-4) for k in deploy.OUTPUTS), (format, batch)
 
 
 def test_format_may_be_said(runs, tmp_path, capsys):
