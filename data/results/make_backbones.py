@@ -68,7 +68,7 @@ def run_seed(given, results: Path, saved: dict, seed: int):
         backbone, method, method_name, changes = ROWS[name]
         start = time.monotonic()
         run = once(method(student=BACKBONES[backbone], seed=seed, epochs=1 if given.tiny else 40, **changes), method_name, given.folder/f'seed-{seed}'/slug(name), data)
-        with tempfile.TemporaryDirectory() as folder: files = {f: export_model(run, Path(folder)/'file', f, data.test.images) for f in FORMATS}
+        with tempfile.TemporaryDirectory() as folder: files = {f: export_model(run, Path(folder)/f, f, data.test.images) for f in FORMATS}
         saved['rows'].append(dict(name=name, backbone=backbone, **row(run), exported={f: dict(difference=e.difference, images=e.images, merged=e.merged) for f, e in files.items()}))
         keep(results, saved)
         best = max(saved['rows'][-1]['test'].items(), key=lambda item: item[1]['overall'])
