@@ -1,7 +1,8 @@
 "What several tests share: the repository's files, a copy of them, commands of this environment, a quick demo, Chromium"
-import os, shutil, subprocess, sys
+import dataclasses, os, shutil, subprocess, sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,21 @@ def call(*cmd, cwd, minutes=10, **env):
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60*minutes)
     assert done.returncode == 0, f'{cmd} ended with {done.returncode}:\n{done.stdout[-5000:]}'
     return done.stdout
+
+
+@pytest.fixture(scope='session')
+def data():
+    "The embedded images with a long tail"
+    from vitnb.data.sets import long_tailed
+    return long_tailed()
+
+
+def some(data, n=256):
+    "A part of the data with every class in it"
+    order = np.argsort(np.random.RandomState(0).rand(len(data.train)))[:n]
+    keep = np.union1d(order, [int((data.train.labels == c).nonzero()[0]) for c in range(data.num_classes)])
+    every = lambda images, step: images.subset(range(0, len(images), step))
+    return dataclasses.replace(data, train=data.train.subset(keep), val=every(data.val, 20), test=every(data.test, 100))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 from conftest import ROOT, call, copy_repo
 
+pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11 or newer')
 PAGES = ['index', 'tutorials/quickstart', 'methods/deit_lt', 'data/sets', 'experiments/deit_lt_fashion', 'results']
 
 

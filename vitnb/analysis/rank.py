@@ -76,7 +76,7 @@ def matrix_ranks(matrix: np.ndarray, centred: bool = True, threshold: float = .9
 # %% ../../nbs/analysis/40_rank.ipynb #ea8066bc
 def pack(matrices: np.ndarray) -> np.ndarray:      # (…, D, D) symmetric → (…, D (D + 1) / 2)
     "The upper halves of symmetric matrices"
-    return matrices[..., *np.triu_indices(matrices.shape[-1])]
+    return matrices[(..., *np.triu_indices(matrices.shape[-1]))]
 
 def unpack(packed: np.ndarray, width: int) -> np.ndarray:   # (D (D + 1) / 2,) → (D, D)
     "A symmetric matrix from its upper half"
