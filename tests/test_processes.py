@@ -14,12 +14,12 @@ from vitnb.training.train import train
 few = DataConfig(n_max=200, rho=20)
 data = long_tailed(few)
 data = replace(data, val=data.val.subset(range(0, len(data.val), 10)), test=data.test.subset(range(0, len(data.test), 41)))
-if not sys.argv[1:]: train(Teacher(data=few, depth=8, epochs=1, batch_size=48), 'teacher', 'teacher', data)
-else:
-    config = DeiTLT(data=few, attention='explicit', epochs=2, batch_size=48, precision='fp32', patch_size=14, drop_path=.2, drw_start=.5, teacher='teacher')
-    train(replace(config, accumulate=2, beta=.999, clip_grad=1., ema_decay=.9), 'deit-lt', f'weights-{sys.argv[1]}', data)
-    train(replace(config, repeats=3), 'deit-lt', f'repeats-{sys.argv[1]}', data)
-    if sys.argv[1] == '2': train(replace(config, repeats=3, shard=True), 'deit-lt', 'divided-2', data)
+processes = sys.argv[1]
+if processes == '1': train(Teacher(data=few, depth=8, epochs=1, batch_size=48), 'teacher', 'teacher', data)
+config = DeiTLT(data=few, attention='explicit', epochs=2, batch_size=48, precision='fp32', patch_size=14, drop_path=.2, drw_start=.5, teacher='teacher')
+train(replace(config, accumulate=2, beta=.999, clip_grad=1., ema_decay=.9), 'deit-lt', f'weights-{processes}', data)
+train(replace(config, repeats=3), 'deit-lt', f'repeats-{processes}', data)
+if processes == '2': train(replace(config, repeats=3, shard=True), 'deit-lt', 'divided-2', data)
 """
 
 
@@ -35,8 +35,8 @@ def here(tmp_path_factory):
     "The same two trainings by one, two and four processes"
     here = tmp_path_factory.mktemp('processes')
     (here/'program.py').write_text(PROGRAM)
-    for processes, arguments in ((1, []), (1, ['1']), (2, ['2']), (4, ['4'])):
-        done = command(here, processes, 'program.py', *arguments)
+    for processes in (1, 2, 4):
+        done = command(here, processes, 'program.py', str(processes))
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return here
 
