@@ -2,8 +2,8 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
+from test_bad_input import pictures
 
-FEW = '--n-max 200 --rho 20 --epochs 2 --batch-size 48 --precision fp32 --student nano --patch-size 14 --drop-path .2'
 PROGRAM = """
 import sys
 from dataclasses import replace
@@ -67,7 +67,8 @@ def test_a_batch_that_cannot_be_shared_is_named(here):
 def test_one_goes_on_where_two_stopped(here):
     "A state says nothing of processes, nor of how they divided the weights"
     from vitnb.training.states import saved_states
-    arguments = f'vit {FEW}'.replace('--epochs 2', '--epochs 400')
+    pictures(here/'pets', dict(cat=60, dog=40))
+    arguments = 'vit --dataset imagefolder:pets --image-folder-size 28 --epochs 4000 --batch-size 16 --precision fp32 --student nano --patch-size 14 --drop-path .2'
     process = subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'vitnb', 'train', *arguments.split(), '--shard', '--out', 'both'],
                                cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     import signal, time
