@@ -166,7 +166,7 @@ class Sums:
             self.total[cell, kind, p] += Z.sum(0).cpu().numpy()
         self.rows[cell, kind] += tokens.shape[1]
 
-    def spectrum(self, cells: Sequence[int], kind: int, point: int, centred: bool) -> np.ndarray:    # (D,)
+    def spectrum(self, cells: Sequence[int] | np.ndarray, kind: int, point: int, centred: bool) -> np.ndarray:    # (D,)
         "Singular values of the tokens of some cells"
         cells = list(cells)
         if not np.isfinite(self.total[cells, kind, point]).all(): raise UserError('some tokens are not numbers: the weights of this network are damaged, or its training diverged')
