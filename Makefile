@@ -36,7 +36,7 @@ test: .venv/.dev
 	@echo "== notebooks"
 	@$(BIN)/nbdev_test --n_workers 2 --timing
 	@echo "== everything in tests/"
-	@$(BIN)/python -m pytest -q -rs tests
+	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder tests
 
 parity: .venv/.dev
 	@$(BIN)/python -m vitnb.parity $(ARGS)

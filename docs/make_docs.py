@@ -147,7 +147,8 @@ def links_within(folder):
 
 def render(folder):
     "The site that smalldocs makes, and its complaints: broken links, settings it does not know"
-    from smalldocs.site import build
+    try: from smalldocs.site import build
+    except ModuleNotFoundError as e: sys.exit(f'{e}: the site needs smalldocs, and that Python 3.11 or newer (here: {sys.version.split()[0]}), or Quarto: make docs QUARTO=1')
     for path in folder.rglob('*.ipynb'):          # `output-file` is for Quarto
         path.write_text(re.sub(r'output-file: [^\\"]*\\n', '', path.read_text('utf-8')), encoding='utf-8')
     complaints = build(folder, quiet=True).warnings

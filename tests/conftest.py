@@ -1,11 +1,22 @@
-"What several tests share: the repository's files, a copy of them, commands of this environment, a quick demo, Chromium"
-import os, shutil, subprocess, sys
+"What several tests share: the repository's files, a copy of them, commands, the wheel as a user gets it, a quick demo, Chromium"
+import dataclasses, os, shutil, subprocess, sys, sysconfig, venv
 from pathlib import Path
 
+import numpy as np
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+NO_NETWORK = ('Could not find a version', 'No matching distribution', 'Failed to establish', 'ConnectionError', 'name resolution')
+
+
+# what takes longest begins first, so that processes that test side by side end together
+LONG = ['test_demo.py', 'test_processes.py', 'test_packaging.py', 'test_workbench.py', 'test_resume.py', 'test_browser.py', 'test_bad_input.py']
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda i: LONG.index(i.path.name) if i.path.name in LONG else len(LONG))
 
 
 def repo_files():
@@ -37,16 +48,74 @@ def call(*cmd, cwd, minutes=10, **env):
     return done.stdout
 
 
+@pytest.fixture(scope='session')
+def data():
+    "The embedded images with a long tail"
+    from vitnb.data.sets import long_tailed
+    return long_tailed()
+
+
+def some(data, n=256):
+    "A part of the data with every class in it"
+    order = np.argsort(np.random.RandomState(0).rand(len(data.train)))[:n]
+    keep = np.union1d(order, [int((data.train.labels == c).nonzero()[0]) for c in range(data.num_classes)])
+    every = lambda images, step: images.subset(range(0, len(images), step))
+    return dataclasses.replace(data, train=data.train.subset(keep), val=every(data.val, 20), test=every(data.test, 100))
+
+
 @pytest.fixture
 def repo_copy(tmp_path): return copy_repo(tmp_path/'a copy')
 
 
 @pytest.fixture(scope='session')
-def quick_report(tmp_path_factory):
-    "The report of a demo of a few seconds"
-    folder = tmp_path_factory.mktemp('demo')
-    call(BIN/'vitnb', 'demo', '--quick', '--out', folder/'run', cwd=folder)
-    return find_report(folder/'run')
+def once(tmp_path_factory):
+    "once(name, make): a folder that `make` fills, once for all the processes that test side by side"
+    top = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: top = top.parent
+    def folder(name, make):
+        with FileLock(top/f'{name}.lock'):
+            if not (top/f'{name}.made').exists():
+                (top/name).mkdir()
+                make(top/name)
+                (top/f'{name}.made').touch()
+        return top/name
+    return folder
+
+
+def build(source, out):
+    "sdist, and the wheel from it; without network, with the setuptools that is here"
+    cmd = [sys.executable, '-m', 'build', '--outdir', str(out), str(source)]
+    done = subprocess.run(cmd, cwd=source.parent, env=clean_env(PIP_RETRIES='1'), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    if done.returncode and any(text in done.stdout + done.stderr for text in NO_NETWORK): call(*cmd, '--no-isolation', cwd=source.parent)
+    else: assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.fixture(scope='session')
+def built(once):
+    "(sdist, wheel), built in a copy so that the repository stays as it is"
+    folder = once('build', lambda to: build(copy_repo(to/'a copy'), to/'dist'))
+    (sdist,), (wheel,) = (folder/'dist').glob('*.tar.gz'), (folder/'dist').glob('*.whl')
+    return sdist, wheel
+
+
+@pytest.fixture(scope='session')
+def user(built, tmp_path_factory):
+    "A fresh environment with the wheel, outside the repository. torch and the rest are lent by this one's site-packages."
+    folder = tmp_path_factory.mktemp('user')
+    venv.create(folder/'venv', with_pip=False, symlinks=True)
+    python = folder/'venv/bin/python'
+    call(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-index', built[1], cwd=folder)
+    site = next((folder/'venv/lib').glob('python*/site-packages'))
+    # only the folder goes on the path: the .pth file in it that leads to the repository is not read
+    (site/'lent.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def quick_report(once, user):
+    "The report of a demo of a few seconds, made by the installed wheel outside of the repository"
+    def make(folder): print(call(user/'venv/bin/vitnb', 'demo', '--quick', '--out', folder/'run', cwd=folder))
+    return find_report(once('demo', make)/'run')
 
 
 def find_report(folder):

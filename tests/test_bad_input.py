@@ -18,6 +18,18 @@ def pictures(root: Path, classes: dict[str, int], size=(40, 36)):
     return root
 
 
+@pytest.fixture(scope='module')
+def few():
+    "The embedded images with every 20th of the test images: what is tested here does not depend on them"
+    from vitnb.data.sets import fashion_mnist
+    train, test = fashion_mnist()
+    return train, test.subset(range(0, len(test), 20))
+
+
+@pytest.fixture(autouse=True)
+def few_test_images(few, monkeypatch): monkeypatch.setattr('vitnb.data.sets.fashion_mnist', lambda: few)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

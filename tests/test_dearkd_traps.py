@@ -7,10 +7,9 @@ import torch.nn.functional as F
 import timm
 from torch import nn
 from accelerate import Accelerator
-from conftest import ROOT
+from conftest import ROOT, some
 from vitnb.core import UserError
 from vitnb.data.batches import AugmentConfig, make_batch
-from vitnb.data.sets import LongTailed, long_tailed
 from vitnb.methods.datafree import InversionConfig, batch_labels, batch_norms, invert, listening, terms, variety_loss
 from vitnb.methods.deit import packaged_teachers
 from vitnb.methods.dearkd import DearKD, TwoStages, extra_images, logit_distance
@@ -26,17 +25,6 @@ from vitnb.training.schedule import make_optimiser
 from vitnb.training.train import train
 
 CPU, TEACHER = torch.device('cpu'), str(packaged_teachers()[0])
-
-
-@pytest.fixture(scope='module')
-def data(): return long_tailed()
-
-
-def some(data: LongTailed, n: int = 256) -> LongTailed:
-    "A part of the data with every class in it"
-    order = np.argsort(np.random.RandomState(0).rand(len(data.train)))[:n]
-    keep = np.union1d(order, [int((data.train.labels == c).nonzero()[0]) for c in range(10)])
-    return dataclasses.replace(data, train=data.train.subset(keep), val=data.val.subset(range(0, len(data.val), 20)), test=data.test.subset(range(0, len(data.test), 100)))
 
 
 def noise(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

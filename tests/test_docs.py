@@ -6,6 +6,7 @@ import pytest
 
 from conftest import ROOT, call, copy_repo
 
+pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11 or newer')
 PAGES = ['index', 'tutorials/quickstart', 'methods/deit_lt', 'data/sets', 'experiments/deit_lt_fashion', 'results']
 
 
@@ -67,3 +68,18 @@ def test_search_finds_a_function(site, browser):
         page.locator('input[type=search], .navbar input').first.press_sequentially('deit_lt_mixing')
         page.locator('a[href*="deit_lt.html"]:visible').first.wait_for()
     finally: page.close(); server.shutdown()
+
+
+def test_a_slider_moves_pictures_without_a_kernel(site, browser):
+    page, wrong = browser.new_page(), []
+    page.on('console', lambda m: wrong.append(m.text) if m.type in ('error', 'warning') else None)
+    page.on('pageerror', lambda e: wrong.append(str(e)))
+    page.on('request', lambda r: None if r.url.startswith(('file:', 'data:')) else wrong.append(r.url))
+    try:
+        page.goto((site/'data/longtail.html').as_uri(), wait_until='load')
+        slider, picture = page.get_by_label('imbalance factor ρ', exact=True), page.locator('.animation img')
+        before = picture.get_attribute('src')
+        slider.press('ArrowRight')
+        assert slider.input_value() == '1' and picture.get_attribute('src') != before and not wrong
+        assert picture.evaluate('i => i.decode().then(() => i.naturalWidth)') > 200
+    finally: page.close()

@@ -14,6 +14,7 @@ from vitnb.models.student import read_weights
 from vitnb.training.runs import Run, open_run
 from vitnb.training.states import saved_states
 from vitnb.training.train import train
+from test_bad_input import pictures
 
 FEW = DataConfig(n_max=60, rho=10)
 SMALL = dict(data=FEW, attention='explicit', epochs=3, batch_size=32, patch_size=14)
@@ -182,7 +183,8 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_state(here, data, capsys):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends(here, number):
     "The command line: stop it, see that it can go on, go on"
-    command = [sys.executable, '-m', 'vitnb', 'train', 'vit', '--n-max', '200', '--patch-size', '14', '--batch-size', '32', '--epochs', '300', '--out', 'run']
+    pictures(here/'pets', dict(cat=40, dog=20))      # few images, so that the test at the end is over at once
+    command = [sys.executable, '-m', 'vitnb', 'train', 'vit', '--dataset', 'imagefolder:pets', '--image-folder-size', '28', '--patch-size', '14', '--batch-size', '16', '--epochs', '3000', '--out', 'run']
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     for _ in range(900):
         if (here/'run'/'metrics.jsonl').exists(): break

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import some
 from vitnb.core import UserError
 from vitnb.data.batches import AugmentConfig, clean_view, make_batch
 from vitnb.data.longtail import by_size, class_counts, size_groups
 from vitnb.data.sampling import epoch_indices, sampled_steps
-from vitnb.data.sets import IMAGENET, DataConfig, ImageSet, LongTailed, long_tailed
+from vitnb.data.sets import IMAGENET, DataConfig, ImageSet
 from vitnb.methods.deit import check_classes, distillation_loss, listed_classes
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.recipes import recipe
@@ -20,18 +21,6 @@ from vitnb.training.losses import drw_epoch
 from vitnb.training.schedule import make_optimiser
 
 CPU = torch.device('cpu')
-
-
-@pytest.fixture(scope='module')
-def data(): return long_tailed()
-
-
-def some(data: LongTailed, n: int = 256) -> LongTailed:
-    "A part of the data with every class in it"
-    order = np.argsort(np.random.RandomState(0).rand(len(data.train)))[:n]
-    keep = np.union1d(order, [int((data.train.labels == c).nonzero()[0]) for c in range(10)])
-    rows = lambda s, k: s.subset(range(0, len(s), k))
-    return dataclasses.replace(data, train=data.train.subset(keep), val=rows(data.val, 20), test=rows(data.test, 100))
 
 
 def watched_training(data, monkeypatch, epochs=2, drw_start=.5, steps=2):

@@ -7,7 +7,7 @@ import torch
 from vitnb.analysis.experts import Experts, load_experts
 from vitnb.core import UserError
 from vitnb.data.inspect import Doubt, Finding, Look, doubtful, findings, look_at_folder
-from vitnb.data.longtail import class_counts
+from vitnb.data.longtail import Groups, by_size, class_counts, size_groups
 from vitnb.data.sets import DataConfig, ImageSet, LongTailed, long_tailed
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.doctor import Advice, advise, doctor
@@ -51,5 +51,6 @@ def a_look(folder: Path) -> list[str]:
     first: Doubt = doubtful(look)[0]
     advice: Advice = advise(look, DataConfig(f'imagefolder:{folder}'))
     counts: np.ndarray = class_counts(10, 1800, 100)
+    groups: list[Groups] = [size_groups(counts), size_groups([5, 3, 1]), size_groups(by_size(counts))]      # arrays and lists alike
     images: ImageSet = long_tailed().train
-    return [doctor(str(folder), 'cpu'), said[0].title, look.names[first.image], advice.names[0], str(counts.sum()), str(len(images))]
+    return [doctor(str(folder), 'cpu'), said[0].title, look.names[first.image], advice.names[0], str(counts.sum()), str(len(images)), groups[0].rule]

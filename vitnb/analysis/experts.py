@@ -33,7 +33,7 @@ class Experts:
 # %% ../../nbs/analysis/00_experts.ipynb #5a3db3ca
 def make_experts(labels: np.ndarray,
                  logits: Mapping[str, np.ndarray],     # head → (N, C); the average follows from cls and dist
-                 counts: Sequence[int], class_names: Sequence[str], groups: Groups) -> Experts:
+                 counts: Sequence[int] | np.ndarray, class_names: Sequence[str], groups: Groups) -> Experts:
     "Put answers and their accuracies together"
     logits = dict(logits)
     if 'dist' in logits: logits['avg'] = (logits['cls'] + logits['dist']) / 2
@@ -86,7 +86,7 @@ def disagreements(experts: Experts,
     size = np.argsort(by_size(experts.counts))[experts.labels[found]]       # place of the class, largest first
     return found[np.lexsort((-margin, -size if rarest_first else size))]
 
-def one_of_each(indices: Sequence[int], labels: np.ndarray, number: int) -> np.ndarray:   # (at most number,)
+def one_of_each(indices: Sequence[int] | np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:   # (at most number,)
     "The first index of each class, in the order given"
     indices = np.asarray(indices, dtype=int)
     _, first = np.unique(labels[indices], return_index=True)

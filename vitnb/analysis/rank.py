@@ -76,7 +76,7 @@ def matrix_ranks(matrix: np.ndarray, centred: bool = True, threshold: float = .9
 # %% ../../nbs/analysis/40_rank.ipynb #ea8066bc
 def pack(matrices: np.ndarray) -> np.ndarray:      # (…, D, D) symmetric → (…, D (D + 1) / 2)
     "The upper halves of symmetric matrices"
-    return matrices[..., *np.triu_indices(matrices.shape[-1])]
+    return matrices[(..., *np.triu_indices(matrices.shape[-1]))]
 
 def unpack(packed: np.ndarray, width: int) -> np.ndarray:   # (D (D + 1) / 2,) → (D, D)
     "A symmetric matrix from its upper half"
@@ -166,7 +166,7 @@ class Sums:
             self.total[cell, kind, p] += Z.sum(0).cpu().numpy()
         self.rows[cell, kind] += tokens.shape[1]
 
-    def spectrum(self, cells: Sequence[int], kind: int, point: int, centred: bool) -> np.ndarray:    # (D,)
+    def spectrum(self, cells: Sequence[int] | np.ndarray, kind: int, point: int, centred: bool) -> np.ndarray:    # (D,)
         "Singular values of the tokens of some cells"
         cells = list(cells)
         if not np.isfinite(self.total[cells, kind, point]).all(): raise UserError('some tokens are not numbers: the weights of this network are damaged, or its training diverged')

@@ -43,10 +43,10 @@ def check_answers(logits: np.ndarray, labels: np.ndarray, groups: Groups):
     if not np.isfinite(logits).all(): raise UserError(f'{int((~np.isfinite(logits)).sum())} logits are not finite: the training diverged')
 
 # %% ../../nbs/analysis/20_scores.ipynb #32aba60f
-def adjusted(logits: np.ndarray,          # (N, C)
-             counts: Sequence[int],       # (C,) training images of each class
-             tau: float = 1.,             # 0: as it was, 1: from training frequencies to equal ones
-            ) -> np.ndarray:              # (N, C)
+def adjusted(logits: np.ndarray,                   # (N, C)
+             counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
+             tau: float = 1.,                      # 0: as it was, 1: from training frequencies to equal ones
+            ) -> np.ndarray:                       # (N, C)
     "Logits without the training frequencies: z − τ log π (Menon et al. 2021)"
     logits, counts = at_least_float32(logits), np.asarray(counts, dtype=np.float64)
     if counts.shape != logits.shape[1:]: raise UserError(f'{len(counts)} training counts for logits of {logits.shape[1]} classes')
@@ -62,7 +62,7 @@ class Curve:
 
 TAUS = tuple(np.linspace(0, 2, 21).round(2).tolist())
 
-def adjustment_curve(logits: np.ndarray, labels: np.ndarray, counts: Sequence[int], groups: Groups, taus: Sequence[float] = TAUS) -> Curve:
+def adjustment_curve(logits: np.ndarray, labels: np.ndarray, counts: Sequence[int] | np.ndarray, groups: Groups, taus: Sequence[float] = TAUS) -> Curve:
     "Overall, head, mid and tail accuracy after logit adjustment, for every τ"
     check_answers(logits, labels, groups)
     return _curve(taus, [group_accuracy(adjusted(logits, counts, tau), labels, groups) for tau in taus])
@@ -72,9 +72,9 @@ def _curve(values: Sequence[float], rows: Sequence[dict[str, float]]) -> Curve:
     return Curve(np.asarray(values, dtype=float), {part: np.array([r[part] for r in rows]) for part in rows[0]})
 
 # %% ../../nbs/analysis/20_scores.ipynb #5d1e84f4
-def choose_tau(val_logits: np.ndarray,         # (N, C) on validation images
-               val_labels: np.ndarray,         # (N,)
-               counts: Sequence[int],          # (C,) training images of each class
+def choose_tau(val_logits: np.ndarray,               # (N, C) on validation images
+               val_labels: np.ndarray,               # (N,)
+               counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
                taus: Sequence[float] = TAUS) -> float:
     "The τ with the best accuracy on validation images, every class counting the same; the smallest of several"
     C = np.shape(val_logits)[1]
@@ -88,7 +88,7 @@ def choose_tau(val_logits: np.ndarray,         # (N, C) on validation images
 SHIFTS = tuple(np.linspace(1, -1, 21).round(2).tolist())
 
 def prior_shift_curve(logits: np.ndarray, labels: np.ndarray,
-                      counts: Sequence[int],                # (C,) training images of each class
+                      counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
                       groups: Groups,
                       shifts: Sequence[float] = SHIFTS,     # 1: tested as trained, 0: every class alike, −1: reversed
                       follow: bool = False,                 # adjust the logits to each shift
@@ -236,9 +236,9 @@ def ece_intervals(logits: np.ndarray, labels: np.ndarray, groups: Groups, **opti
     return {part: tuple(max(0., b) if b == b else b for b in bounds) for part, bounds in found.items()}
 
 # %% ../../nbs/analysis/20_scores.ipynb #3150c4dd
-def scores(logits: np.ndarray,          # (N, C)
-           labels: np.ndarray,          # (N,)
-           counts: Sequence[int],       # (C,) training images of each class
+def scores(logits: np.ndarray,                   # (N, C)
+           labels: np.ndarray,                   # (N,)
+           counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
            groups: Groups) -> dict[str, float]:
     "Every score of one answer by name: in per cent, `nll_…` in nats"
     check_answers(logits, labels, groups)

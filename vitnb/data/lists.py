@@ -102,7 +102,7 @@ def read_list(path: str | Path,                 # a text file with lines 'path l
     return found
 
 # %% ../../nbs/data/05_lists.ipynb #703acfba
-def _without_gaps(labels: Sequence[int], path: Path) -> int:
+def _without_gaps(labels: Sequence[int] | np.ndarray, path: Path) -> int:
     "The number of classes, when each of 0, 1, … has a picture"
     used = np.unique(labels)
     if (missing := int(used[-1]) + 1 - len(used)):
@@ -118,19 +118,19 @@ def _check_files(images: ImageList, path: Path):
         raise UserError(f'{len(missing)} of the {len(images)} pictures in {path} are not in {images.root}; the first is {missing[0]}')
 
 # %% ../../nbs/data/05_lists.ipynb #44cf53c0
-def renumber_by_size(train_labels: Sequence[int],        # (N,) original class of each training picture
-                     num_classes: int | None = None,     # default: 1 + the largest label
-                    ) -> np.ndarray:                     # (C,) new number of each original class
+def renumber_by_size(train_labels: Sequence[int] | np.ndarray,   # (N,) original class of each training picture
+                     num_classes: int | None = None,             # default: 1 + the largest label
+                    ) -> np.ndarray:                             # (C,) new number of each original class
     "A class map in which the largest class becomes 0; equal classes stay in the order of their numbers"
     return inverse_map(by_size(np.bincount(train_labels, minlength=num_classes or 0)))
 
-def inverse_map(class_map: Sequence[int]) -> np.ndarray:
+def inverse_map(class_map: Sequence[int] | np.ndarray) -> np.ndarray:
     "The original number of each new class; of the inverse, the map again"
     inverse = np.empty(len(class_map), dtype=np.int64)
     inverse[np.asarray(class_map)] = np.arange(len(class_map))
     return inverse
 
-def renumbered(images: ImageList, class_map: Sequence[int]) -> ImageList:
+def renumbered(images: ImageList, class_map: Sequence[int] | np.ndarray) -> ImageList:
     "The same pictures with their new class numbers"
     if len(class_map) != images.num_classes: raise UserError(f'a map of {len(class_map)} classes does not fit a list of {images.num_classes}')
     return dataclasses.replace(images, labels=np.asarray(class_map)[images.labels])

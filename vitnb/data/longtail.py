@@ -34,10 +34,10 @@ def class_counts(num_classes: int,
     return counts
 
 # %% ../../nbs/data/00_longtail.ipynb #56c0ad27
-def longtail_indices(labels: Sequence[int],   # (N,) class of every image
-                     counts: Sequence[int],   # (C,) images to keep of each class, by class number
+def longtail_indices(labels: Sequence[int] | np.ndarray,   # (N,) class of every image
+                     counts: Sequence[int] | np.ndarray,   # (C,) images to keep of each class, by class number
                      seed: int = 0,
-                    ) -> np.ndarray:          # indices into `labels`, class after class
+                    ) -> np.ndarray:                       # indices into `labels`, class after class
     "The images that the official long-tail generator keeps; raises `UserError` when a class has too few"
     labels, random = np.asarray(labels), np.random.RandomState(seed)
     kept = []
@@ -53,10 +53,10 @@ def longtail_indices(labels: Sequence[int],   # (N,) class of every image
 ORDERS = ('label', 'shuffle', 'spread')
 
 def class_order(num_classes: int,
-                order: str = 'label',                        # 'label', 'shuffle' or 'spread'
+                order: str = 'label',                                   # 'label', 'shuffle' or 'spread'
                 seed: int = 0,
-                easiness: Sequence[float] | None = None,     # (C,) higher is easier; for 'spread'
-               ) -> np.ndarray:                              # class numbers, the largest class first
+                easiness: Sequence[float] | np.ndarray | None = None,   # (C,) higher is easier; for 'spread'
+               ) -> np.ndarray:                                         # class numbers, the largest class first
     "The order in which classes are given fewer and fewer images"
     choose('class order', order, ORDERS)
     if order == 'label': return np.arange(num_classes)
@@ -72,7 +72,7 @@ def class_order(num_classes: int,
     return result
 
 # %% ../../nbs/data/00_longtail.ipynb #427c3465
-def by_size(counts: Sequence[int]) -> np.ndarray:
+def by_size(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     "Class numbers from the largest to the smallest class; equal classes in the order of their numbers"
     return np.argsort(-np.asarray(counts), kind='stable')
 
@@ -90,8 +90,8 @@ class Groups:
 GROUP_RULES = ('deit-lt', 'count')
 DEIT_LT_CUTS = {10: (3, 7), 100: (36, 71), 1000: (390, 835), 8142: (842, 4543)}
 
-def size_groups(counts: Sequence[int],     # (C,) training images of each class
-                rule: str = 'deit-lt',     # 'deit-lt' (fixed cuts) or 'count' (thresholds)
+def size_groups(counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
+                rule: str = 'deit-lt',                # 'deit-lt' (fixed cuts) or 'count' (thresholds)
                ) -> Groups:
     "Split classes into head, mid and tail by the number of their training images"
     choose('group rule', rule, GROUP_RULES)
@@ -107,9 +107,9 @@ def size_groups(counts: Sequence[int],     # (C,) training images of each class
     return Groups(*(tuple(int(c) for c in p) for p in parts), rule=text)
 
 # %% ../../nbs/data/00_longtail.ipynb #3617bb60
-def effective_number_weights(counts: Sequence[int],    # (C,) training images of each class
-                             beta: float = .9999,      # 0: all ones, towards 1: inverse frequency
-                            ) -> np.ndarray:           # (C,) float64, mean 1
+def effective_number_weights(counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
+                             beta: float = .9999,                  # 0: all ones, towards 1: inverse frequency
+                            ) -> np.ndarray:                       # (C,) float64, mean 1
     "Class weights by the inverse effective number of images"
     if not 0 <= beta < 1: raise UserError(f'beta={beta} must be at least 0 and below 1')
     counts = np.asarray(counts, dtype=np.float64)

@@ -17,10 +17,10 @@ __all__ = ['SAMPLERS', 'POWERS', 'REPEAT_BLOCK', 'class_shares', 'sampled_indice
 SAMPLERS = ('instance', 'class', 'square-root', 'progressive')
 POWERS = {'instance': 1., 'class': 0., 'square-root': .5}
 
-def class_shares(counts: Sequence[int],      # (C,) training images of each class
-                 sampler: str = 'instance',  # one of `SAMPLERS`
-                 progress: float = 0.,       # t/T, from 0 to 1; matters to 'progressive' only
-                ) -> np.ndarray:             # (C,) float64, sums to 1
+def class_shares(counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
+                 sampler: str = 'instance',            # one of `SAMPLERS`
+                 progress: float = 0.,                 # t/T, from 0 to 1; matters to 'progressive' only
+                ) -> np.ndarray:                       # (C,) float64, sums to 1
     "The probability that the next image is of each class"
     choose('sampler', sampler, SAMPLERS)
     if sampler == 'progressive':
@@ -31,10 +31,10 @@ def class_shares(counts: Sequence[int],      # (C,) training images of each clas
     return counts ** POWERS[sampler] / (counts ** POWERS[sampler]).sum()
 
 # %% ../../nbs/data/25_sampling.ipynb #2b01ae71
-def sampled_indices(labels,                  # (N,) class of every training image
-                    counts: Sequence[int],   # (C,) training images of each class
+def sampled_indices(labels,                               # (N,) class of every training image
+                    counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
                     sampler: str, batch_size: int, seed: int, epoch: int, step: int, progress: float = 0.,
-                   ) -> torch.Tensor:        # (batch_size,) int64
+                   ) -> torch.Tensor:                     # (batch_size,) int64
     "The images of one batch, drawn with replacement so that classes have the shares of the sampler"
     labels, counts = torch.as_tensor(labels), np.asarray(counts)
     if len(labels) != counts.sum(): raise UserError(f'{len(labels)} labels do not fit counts that add up to {counts.sum()}')

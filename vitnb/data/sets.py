@@ -250,10 +250,10 @@ class DataConfig:
     LIMITS: ClassVar = dict(n_max=(1, math.inf), order_seed=(0, 2**32 - 1), subset_seed=(0, 2**32 - 2), val_fraction=(0, .5), image_folder_size=(8, 4096), img_size=(8, 4096), eval_crop=(.1, 1))
 
 # %% ../../nbs/data/10_sets.ipynb #1c812af8
-def stratified(labels: Sequence[int],    # (N,)
-               fraction: float,          # of each class; at least one image when a class has two or more
+def stratified(labels: Sequence[int] | np.ndarray,   # (N,)
+               fraction: float,                      # of each class; at least one image when a class has two or more
                seed: int,
-              ) -> tuple[np.ndarray, np.ndarray]:  # indices kept, indices set aside, both in their original order
+              ) -> tuple[np.ndarray, np.ndarray]:    # indices kept, indices set aside, both in their original order
     "Set aside the same share of each class"
     labels, random, aside = np.asarray(labels), np.random.RandomState(seed), []
     for c in np.unique(labels):

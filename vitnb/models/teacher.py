@@ -127,7 +127,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     return model
 
 # %% ../../nbs/models/10_teacher.ipynb #5387f41d
-def load_teacher(path: str | Path) -> tuple[ResNet, dict]:   # the network, what the file says about its training
+def load_teacher(path: str | Path) -> tuple[ResNet | TimmNetwork, dict]:   # the network, what the file says about its training
     "A teacher from a safetensors file written by a teacher run"
     weights, about = read_weights(path)
     if about.get('kind') != 'teacher': raise UserError(f'{path} does not hold a teacher: make one with `vitnb train teacher`')
