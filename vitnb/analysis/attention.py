@@ -20,7 +20,7 @@ from ..models.teacher import ResNet, TeacherConfig, TimmNetwork, build_teacher
 from ..training.runs import Run
 
 # %% auto #0
-__all__ = ['Call', 'listening', 'Layout', 'token_names', 'check_images', 'taking', 'attention_layout', 'Attention',
+__all__ = ['Call', 'listening', 'evaluating', 'Layout', 'token_names', 'check_images', 'taking', 'attention_layout', 'Attention',
            'attention_maps', 'HeadVectors', 'head_vectors', 'patch_distances', 'HeadNumbers', 'head_numbers',
            'stream_attention', 'HeadMeans', 'attention_means', 'block_map', 'rollout', 'mass_mask', 'load_model',
            'load_student', 'load_test_images']
@@ -94,7 +94,7 @@ def _hear_torch(hear: Callable[[Call], Tensor | None], name: str, module: nn.Mul
     mixed = module.out_proj((weights.to(call.value.dtype) @ call.value).transpose(1, 2).flatten(2))
     return (mixed if module.batch_first else mixed.transpose(0, 1), *out[1:])
 
-# %% ../../nbs/analysis/10_attention.ipynb #f8ce686e
+# %% ../../nbs/analysis/10_attention.ipynb #f1611dfa
 @contextmanager
 def listening(model: nn.Module,
               hear: Callable[[Call], Tensor | None],     # told of each call; weights (B, H, N, N) that it returns are used instead of the model's
@@ -116,21 +116,24 @@ def listening(model: nn.Module,
             inside.close()
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
     device, modules = next((p.device.type for p in model.parameters()), 'cpu'), dict(model.named_modules())
-    with _for_a_look(modules.values(), fused), torch.autocast(device, enabled=False), ExitStack() as hooks, ExitStack() as inside:          # `inside` also ends the mode when Ctrl-C leaves a module without its hook
+    with evaluating(model, fused), torch.autocast(device, enabled=False), ExitStack() as hooks, ExitStack() as inside:          # `inside` also ends the mode when Ctrl-C leaves a module without its hook
         for name, module in modules.items():
             for handle in attached(name, module): hooks.callback(handle.remove)
         if names is None and not any(isinstance(m, nn.MultiheadAttention) for m in modules.values()): hooks.enter_context(mode)
         yield
 
-# %% ../../nbs/analysis/10_attention.ipynb #1be4325a
+# %% ../../nbs/analysis/10_attention.ipynb #6a3cfb72
 @contextmanager
-def _for_a_look(modules: Iterable[nn.Module], fused: bool = False) -> Iterator[None]:
-    "Evaluation mode, and timm's fused attention if asked for, inside the block; what each module had before afterwards"
+def evaluating(model: nn.Module,
+               fused: bool = False,      # also timm's fused attention call, in blocks that have one
+              ) -> Iterator[nn.Module]:
+    "Evaluation mode inside the block, and for each part what it had before afterwards"
+    modules = list(model.modules())
     learning = [m for m in modules if m.training]
     written_out = [m for m in modules if fused and not m.__dict__.get('fused_attn', True)]
     for m in learning: m.training = False
     for m in written_out: m.fused_attn = True
-    try: yield
+    try: yield model
     finally:
         for m in learning: m.training = True
         for m in written_out: m.fused_attn = False
