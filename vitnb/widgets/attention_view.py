@@ -324,7 +324,7 @@ function render({ model, el }) {
 export default { render };
 '''
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #e39d31cd
+# %% ../../nbs/widgets/32_attention_view.ipynb #b1621df6
 class Picker(View):
     "Which run, and which image"
     watches = ('run', 'choice', 'label')
@@ -336,7 +336,7 @@ class Picker(View):
         self.choice = bind(state, 'choice', menu('images', 'Which test images are offered', groups, state.choice))
         self.label = menu('class', 'Which class', [('–', 0)])
         self.image = IntSlider(min=1, max=1, description='image', tooltip='Left and right go through the images that are offered')
-        self.file = Text(description='own file', placeholder='path of a picture, then Enter', continuous_update=False, tooltip='A picture of your own instead of a test image; empty for test images')
+        self.file = Text(description='own file', placeholder='path, then Enter', continuous_update=False, tooltip='A picture of your own instead of a test image; empty for test images')
         self.indices, self.later = np.arange(0), Lately(self.moved)
         bind(state, 'file', self.file)
         self.fill(grid(self.run, self.other, self.choice, self.label, self.image, self.file))
