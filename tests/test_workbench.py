@@ -1,5 +1,5 @@
 "The workbench: runs that lack something, hostile names and files, and a whole journey through JupyterLab"
-import json, shutil
+import importlib.util, json, os, shutil, signal, socket, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from vitnb.widgets.state import RunSubject, make_state, state_dict
 from vitnb.widgets.view import still
 from vitnb.widgets.workbench import Workbench, saved_state, workbench
 
-from conftest import ROOT
-from test_browser import jupyterlab, run_all, save, wait, watched
+from conftest import ROOT, clean_env
+from test_browser import free_port, jupyterlab, run_all, save, wait, watched
 
 EVIL = '<img src=x onerror=alert(1)>'
 TUTORIAL = 'nbs/tutorials/reading_a_run.ipynb'
@@ -282,3 +282,44 @@ def test_workbench_in_jupyterlab(browser, tmp_path, shots, quick_report):
     assert sum('application/vnd.jupyter.widget-view+json' in o.get('data', {}) for o in outputs) == 1
     assert sum('state: {' in ''.join(o.get('data', {}).get('text/plain', '')) and 'image/png' in o['data'] for o in outputs) == 1
     assert (folder/'read.ipynb').stat().st_size < 2e6 and saved_state(folder/'read.ipynb')['view'] == 3
+
+
+# As an app ----------------------------------------------------------------------------------------------------------
+
+def listens(port):
+    try: return not socket.create_connection(('127.0.0.1', port), 5).close()
+    except OSError: return False
+
+
+@pytest.mark.skipif(importlib.util.find_spec('voila') is None, reason='Voilà is not installed: pip install "vitnb[app]"')
+def test_workbench_as_an_app(browser, tmp_path, shots, quick_report):
+    "The page of `vitnb look --app`: it moves, by key and by click, shows each view once, and asks no other machine for anything"
+    for name in ('deit-lt', 'vit'): shutil.copytree(quick_report.parents[1]/name, tmp_path/name, ignore=shutil.ignore_patterns('look*'))
+    port, notebook = free_port(), look_notebook([tmp_path/'deit-lt', tmp_path/'vit'])
+    code = f'import sys; from vitnb.cli import serve_app; serve_app(sys.argv[1], "--no-browser", "--port={port}")'
+    with open(tmp_path/'log', 'wb') as log: server = subprocess.Popen([sys.executable, '-c', code, notebook], env=clean_env(PYTHONPATH=str(ROOT)), stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait(lambda: listens(port) or server.poll() is not None, 90)
+        assert server.poll() is None, (tmp_path/'log').read_text()[-3000:]
+        with watched(browser, viewport=dict(width=1280, height=1900)) as (page, wrong):
+            page.on('request', lambda r: wrong.append(f'asks for {r.url}') if not r.url.startswith((f'http://127.0.0.1:{port}/', 'data:', 'blob:')) else None)
+            page.goto(f'http://127.0.0.1:{port}/', timeout=180_000)
+            (root := page.locator('.vitnb-view').first).wait_for(timeout=180_000)
+            for label, kind, what in (('block', 'slider', 'ArrowLeft'), ('compare', 'menu', 'the other token'), ('query', 'toggle', 'DIST')):
+                before = at_rest(root)
+                move(root, label, kind, what)
+                wait(lambda: root.evaluate(SEEN) != before, 60)
+            before = at_rest(root)
+            root.locator('img[alt="picture or map"]:visible').first.click(position=dict(x=30, y=30))
+            wait(lambda: root.evaluate(SEEN) != before, 30)
+            for tab in ('Experts', 'Rank', 'Long tail', 'Attention'):
+                root.locator(f'.lm-TabBar-tabLabel:text-is("{tab}")').click()
+                wait(lambda: control(root, MOVES[tab][0][0]).count(), 90)
+                at_rest(root)
+                root.screenshot(path=shots/f'app-{tab.lower().replace(" ", "-")}.png')
+            assert page.locator('img.jp-mod-unconfined:visible, img.unconfined:visible').count() == 0       # the still picture is not shown twice
+            assert root.locator('.note:visible').count() == 0 and not wrong
+            assert not page.evaluate('document.documentElement.scrollWidth > document.documentElement.clientWidth')
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()

@@ -47,7 +47,7 @@ class TrainingView(View):
         if self.subject.run is None or not self.subject.run.metrics: raise UserError(f'{self.state.run} has no curves yet')
         return learning_curves(self.subject.run.metrics)
 
-# %% ../../nbs/widgets/50_workbench.ipynb #bcd607d6
+# %% ../../nbs/widgets/50_workbench.ipynb #223fa24f
 VIEWS: dict[str, Callable[..., View]] = {'attention': lambda subjects, state: AttentionView(subjects, state, picker=False), 'experts': lambda subjects, state: ExpertView(subjects, state, picker=False), 'rank': lambda subjects, state: RankView(subjects, state, picker=False), 'long tail': LongTailView, 'training': TrainingView}
 
 class Workbench(View):
@@ -60,7 +60,7 @@ class Workbench(View):
         self.again = Button(description='read again', tooltip='Read the files of the run once more, for instance when its training has ended')
         self.file = Text(placeholder='figure.pdf', description='save as', continuous_update=False, tooltip='Write the figure of the view in front as .png, .svg or .pdf')
         self.keep, self.said = Button(description='save figure', tooltip='Write the figure'), HTML()
-        self.tab = Tab([VBox() for _ in VIEWS], titles=[name.capitalize() for name in VIEWS])
+        self.tab = Tab([VBox([HTML('<div class="said"><progress></progress>opening</div>')]) for _ in VIEWS], titles=[name.capitalize() for name in VIEWS])
         self.again.on_click(lambda b: self.reread())
         self.keep.on_click(lambda b: self.safely('file', self.write))
         if self.state.view >= len(VIEWS): self.state.view = 0
