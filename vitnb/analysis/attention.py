@@ -94,7 +94,7 @@ def _hear_torch(hear: Callable[[Call], Tensor | None], name: str, module: nn.Mul
     mixed = module.out_proj((weights.to(call.value.dtype) @ call.value).transpose(1, 2).flatten(2))
     return (mixed if module.batch_first else mixed.transpose(0, 1), *out[1:])
 
-# %% ../../nbs/analysis/10_attention.ipynb #f1611dfa
+# %% ../../nbs/analysis/10_attention.ipynb #a95993d6
 @contextmanager
 def listening(model: nn.Module,
               hear: Callable[[Call], Tensor | None],     # told of each call; weights (B, H, N, N) that it returns are used instead of the model's
@@ -116,21 +116,22 @@ def listening(model: nn.Module,
             inside.close()
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
     device, modules = next((p.device.type for p in model.parameters()), 'cpu'), dict(model.named_modules())
-    with evaluating(model, fused), torch.autocast(device, enabled=False), ExitStack() as hooks, ExitStack() as inside:          # `inside` also ends the mode when Ctrl-C leaves a module without its hook
+    silent = [m for m in modules.values() if not m.__dict__.get('fused_attn', True) and (fused or 'attn_drop' not in m._modules)]
+    with evaluating(model, silent), torch.autocast(device, enabled=False), ExitStack() as hooks, ExitStack() as inside:          # `inside` also ends the mode when Ctrl-C leaves a module without its hook
         for name, module in modules.items():
             for handle in attached(name, module): hooks.callback(handle.remove)
         if names is None and not any(isinstance(m, nn.MultiheadAttention) for m in modules.values()): hooks.enter_context(mode)
         yield
 
-# %% ../../nbs/analysis/10_attention.ipynb #6a3cfb72
+# %% ../../nbs/analysis/10_attention.ipynb #ddab2cb8
 @contextmanager
 def evaluating(model: nn.Module,
-               fused: bool = False,      # also timm's fused attention call, in blocks that have one
+               fused: Sequence[nn.Module] = (),      # parts that use the fused attention call inside the block, whatever they do outside
               ) -> Iterator[nn.Module]:
     "Evaluation mode inside the block, and for each part what it had before afterwards"
     modules = list(model.modules())
     learning = [m for m in modules if m.training]
-    written_out = [m for m in modules if fused and not m.__dict__.get('fused_attn', True)]
+    written_out = [m for m in fused if not m.fused_attn]
     for m in learning: m.training = False
     for m in written_out: m.fused_attn = True
     try: yield model

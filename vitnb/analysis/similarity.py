@@ -18,7 +18,7 @@ from ..models.any_teacher import AdaptedTeacher
 
 # %% auto #0
 __all__ = ['TOKEN_ROWS', 'similarities', 'hsic', 'cka_ratio', 'Layers', 'token_layers', 'stages_of', 'stage_layers', 'Similarity',
-           'similarity']
+           'similarity', 'nearest_of_class']
 
 # %% ../../nbs/analysis/42_similarity.ipynb #9f346ab7
 def similarities(rows: Tensor) -> Tensor:      # (b, D) → (b, b) float64, its diagonal zero
@@ -133,3 +133,19 @@ def _grams(layers: Layers, pixels: Tensor) -> dict[str, Tensor]:     # name → 
     with evaluating(layers.model), torch.autocast(device.type, enabled=False), tapped(layers.modules, lambda o: similarities(layers.rows(o.float()))) as noted:
         layers.model(images)
         return {name: noted[name] for name in layers.modules}
+
+# %% ../../nbs/analysis/42_similarity.ipynb #b7e2487a
+def nearest_of_class(features: np.ndarray,           # (N, D)
+                     labels: np.ndarray,             # (N,)
+                     others: np.ndarray,             # (M, D)
+                     other_labels: np.ndarray,       # (M,)
+                    ) -> tuple[np.ndarray, np.ndarray]:       # (N,) which of the others, -1 where a class has none; (N,) distance, NaN there
+    "The nearest image of the same class in another set, by the direction of its features"
+    a, b = (np.asarray(f, np.float64) / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12) for f in (features, others))
+    index, distance = np.full(len(a), -1), np.full(len(a), np.nan)
+    for c in np.unique(labels):
+        ours, theirs = np.flatnonzero(labels == c), np.flatnonzero(other_labels == c)
+        for some in np.array_split(ours, -(-len(ours) // 500)) if len(theirs) else ():
+            cosines = a[some] @ b[theirs].T
+            index[some], distance[some] = theirs[cosines.argmax(1)], np.sqrt(np.maximum(2 - 2 * cosines.max(1), 0))
+    return index, distance

@@ -167,7 +167,7 @@ def disputed(experts: Experts, which: str, number: int = 8, page: int = 0) -> np
     first = one_of_each(found, experts.labels, len(experts.counts))
     return np.concatenate([first, found[~np.isin(found, first)]]).astype(int)[page * number:(page + 1) * number]
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #49b9f6db
+# %% ../../nbs/widgets/34_expert_view.ipynb #e4a290e2
 class ExpertView(View):
     "CLS, DIST and their mixes, class by class"
     watches = ('run',)
@@ -179,7 +179,7 @@ class ExpertView(View):
         self.share = bind(self.state, 'share', FloatSlider(min=0, max=1, step=.01, description='CLS share', tooltip='0 is DIST alone, 0.5 the average, 1 CLS alone', readout_format='.2f'))
         self.of = bind(self.state, 'mix', menu('mix of', 'What is mixed', MIXES, self.state.mix))
         self.which = bind(self.state, 'dispute', menu('images', 'On which images', DISAGREEMENTS, self.state.dispute))
-        self.more, self.ask, self.page = Button(description='more', tooltip='The next images on which they disagree'), Button(description='Ask the teacher', tooltip='Puts up to 2000 test images through the teacher'), 0
+        self.more, self.ask, self.page = Button(description='more', tooltip='The next images on which they disagree'), Button(layout=dict(align_self='flex-start'), description='Ask the teacher', tooltip='Puts up to 2000 test images through the teacher'), 0
         self.thumbs = [(Image(format='png'), HTML(), Button(description='open', tooltip='Show this image in the attention view')) for _ in range(8)]
         for i, (_, _, button) in enumerate(self.thumbs): button.on_click(lambda b, i=i: self.open(i))
         self.more.on_click(lambda b: self.turn(self.page + 1))

@@ -19,8 +19,8 @@ from .view import Chart, View, bind, grid, menu, png, slider
 # %% auto #0
 __all__ = ['IMAGES', 'POINTS', 'GROUP_COLOURS', 'DASHES', 'OTHER_DASHES', 'CLOUD_GROUPS', 'Spread', 'saved_spread', 'make_spread',
            'norm_place', 'rank_axes', 'spectrum_axes', 'highest', 'rank_figure', 'spectrum_figure', 'lines_svg',
-           'drawn', 'cloud_svg', 'sprite', 'legend_html', 'RankView', 'draw_ranks', 'thumbnails', 'move_threshold',
-           'found_groups', 'move_block']
+           'drawn', 'cloud_svg', 'sprite', 'legend_html', 'RankView', 'draw_ranks', 'new_scale', 'thumbnails',
+           'move_threshold', 'found_groups', 'move_block']
 
 # %% ../../nbs/widgets/36_rank_view.ipynb #a404888f
 @dataclass(frozen=True, eq=False)
@@ -244,14 +244,13 @@ class RankView(View):
     def figure(self) -> Picture: return rank_figure(self.found, self.state, self.others)
     def spectrum_figure(self) -> Picture: return spectrum_figure(self.found, self.state)
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #d79a38c2
+# %% ../../nbs/widgets/36_rank_view.ipynb #d8b8538a
 def draw_ranks(view: RankView):
     "Everything of a run: axes, controls, thumbnails"
     view.ranks.value = view.below.value = ''
     view.ready = False
     found, view.drawn = view.found, view.others
-    figure, view.rank_axes = rank_axes(found, highest(found, view.drawn, view.threshold.max), norm_place(found, view.drawn))
-    view.rank_chart = Chart(figure, 'Rank of each token after every block, for all images and for head, mid and tail')
+    new_scale(view, max(.99, view.state.threshold))
     figure, view.low_axes = spectrum_axes(found)
     view.low_chart = Chart(figure, 'Spectrum of the chosen token and block, and its images along the first two components')
     view.sheet.value, view.names = thumbnails(view.subject, found.cloud.images, view.css)
@@ -266,6 +265,12 @@ def draw_ranks(view: RankView):
 
 _numbers_of_views = itertools.count()
 
+def new_scale(view: RankView, threshold: float):
+    "Empty panels that are high enough for the ranks at a threshold"
+    view.tops = highest(view.found, view.drawn, threshold)
+    figure, view.rank_axes = rank_axes(view.found, view.tops, norm_place(view.found, view.drawn))
+    view.rank_chart = Chart(figure, 'Rank of each token after every block, for all images and for head, mid and tail')
+
 def thumbnails(subject: Subject, images: np.ndarray, css: str) -> tuple[str, list[str]]:      # style sheet, name of each image
     "The images of the cloud as one picture in a style sheet, where they can be read"
     colours = ' '.join(f'{css} .point.{g} {{ fill: {_css(g)} }}' for g in CLOUD_GROUPS) + f' {css} .thumb {{ display: none }}'
@@ -276,10 +281,11 @@ def thumbnails(subject: Subject, images: np.ndarray, css: str) -> tuple[str, lis
     places = ' '.join(f'{css} .p{i}:hover ~ .thumb div {{ background-position: -{i % 20 * 46}px -{i // 20 * 46}px }}' for i in range(len(images)))
     return f'<style>{colours} {css} .point:hover ~ .thumb {{ display: block }} {css} .thumb div {{ width: 46px; height: 46px; background: url(data:image/png;base64,{picture}) }} {places}</style>', names
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #d521b528
+# %% ../../nbs/widgets/36_rank_view.ipynb #ab6c328c
 def move_threshold(view: RankView):
     "The threshold is somewhere else"
     if not view.ready: return
+    if any(v > view.tops[k] for k, v in highest(view.found, view.drawn, view.state.threshold).items()): new_scale(view, view.threshold.max)
     found, threshold, marks, norm, shown = view.found, view.state.threshold, '', norm_place(view.found, view.drawn), found_groups(view.found)
     for kind in found.kinds:
         ax = view.rank_axes[kind]

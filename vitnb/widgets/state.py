@@ -26,10 +26,10 @@ from ..training.runs import Run, open_run
 __all__ = ['CHOICES', 'SCALES', 'COMPARE', 'one_at_a_time', 'State', 'state_dict', 'make_state', 'Record', 'for_people',
            'answers_of', 'read_picture', 'Subject', 'RunSubject', 'ModelSubject', 'make_subject', 'offered']
 
-# %% ../../nbs/widgets/30_state.ipynb #8dcafa34
+# %% ../../nbs/widgets/30_state.ipynb #440729f8
 CHOICES = ('all', 'head', 'mid', 'tail', 'one class', 'only CLS right', 'only DIST right', 'both wrong')
 SCALES = ('this map', 'this block', 'all blocks')
-COMPARE = ('nothing', 'the other token', 'the other run', 'the other run, difference')
+COMPARE = ('nothing', 'the other token', 'the other run', 'the other run, difference', 'position and content')
 
 class State(HasTraits):
     "What is looked at, and how"
