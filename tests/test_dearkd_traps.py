@@ -18,7 +18,7 @@ from vitnb.methods.imported import export_checkpoint
 from vitnb.methods.registry import resume
 from vitnb.models.any_teacher import AdaptedTeacher
 from vitnb.models.checkpoints import student_from_checkpoint
-from vitnb.models.mhca import MHCA, mhca_map, patch_offsets
+from vitnb.models.mhca import MHCA, mhca_map, patch_offsets, with_mhca
 from vitnb.models.student import make_student, read_weights, student_config
 from vitnb.models.teacher import TeacherConfig, fold_batch_norms, make_teacher
 from vitnb.training.loop import fit, rate_at
@@ -70,7 +70,7 @@ def test_2_the_teacher_sees_the_students_very_tensor_and_stays_in_evaluation_mod
 
 
 def test_3_the_start_survives_timms_initialisation():
-    student = make_student(dataclasses.replace(student_config(), mhca=dict(blocks=2)))
+    student = make_student(with_mhca(student_config(), blocks=2))
     for _ in range(2):
         for block in student.blocks[:2]:
             P = (patch_offsets((4, 4)) @ block.attn.pos_proj.weight.T).softmax(1)                      # (query, key, head)

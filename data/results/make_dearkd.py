@@ -26,7 +26,7 @@ from vitnb.methods.teacher import Teacher
 from vitnb.methods.vit import ViT
 from vitnb.models.any_teacher import any_teacher
 from vitnb.models.mhca import MhcaSettings, attention_distance, mhca_gates
-from vitnb.models.student import Student, StudentConfig, load_weights, read_weights
+from vitnb.models.student import described_student, load_weights, read_weights
 from vitnb.training.loop import predict
 from vitnb.training.metrics import group_accuracy
 
@@ -164,7 +164,7 @@ def row(run, data, look: Look) -> dict:
     "What the experiment keeps of a run: the last weights' accuracy, that of each head, agreement with the teacher"
     weights, about = read_weights(run.path/'model.safetensors')
     found, config = dict(accuracy=run.status['test']['avg']['overall'], answer='avg' if about['config']['use_dist'] else 'cls'), run.config['config']
-    both = Student(replace(StudentConfig(**about['config']), use_dist=True)).eval()      # the DIST head answers again, also where it was left behind
+    both = replace(described_student(about), use_dist=True).build().eval()      # the DIST head answers again, also where it was left behind
     load_weights(both, weights)
     logits = predict(both, data.test.images, data.mean, data.std)
     heads = {head: round(group_accuracy(z, data.test.labels, data.groups)['overall'], 3) for head, z in logits.items()}

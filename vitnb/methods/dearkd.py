@@ -189,7 +189,7 @@ def read_pairs(pairs: str, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]
     if len({b for b, _ in found}) < len(found): raise UserError(f'pairs={pairs!r}: each block can be paired with one stage only')
     return tuple(zip(*found))
 
-# %% ../../nbs/methods/50_dearkd.ipynb #dfd2b0a9
+# %% ../../nbs/methods/50_dearkd.ipynb #e5936bd0
 @dataclass(frozen=True)
 class EarlyDistilled(Distilled):
     "Settings of every method that learns from the early layers of a CNN"
@@ -206,6 +206,7 @@ class EarlyDistilled(Distilled):
         "The student with aligners, its teacher, the stages, and what is written about them"
         if self.teacher_sees != 'student': raise UserError('teacher_sees=clean: features are compared place by place, so the teacher must see the very images of the student')
         student, about = self.make_student(data, device, self.use_dist and dist_answers)
+        if not isinstance(student, Student): raise UserError(f'DearKD aligns the tokens of a Vision Transformer, and {self.student} is none: choose nano, tiny, small or base')
         blocks, stages = read_pairs(self.pairs, len(student.blocks))
         teacher, facts, _ = self.its_teacher(data, device, bf16)
         _, maps = answers_and_maps(teacher, torch.zeros(1, data.channels, data.img_size, data.img_size, device=device), stages)

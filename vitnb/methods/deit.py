@@ -89,7 +89,7 @@ def teacher_notes(facts: dict) -> list[str]:
     if not facts['class_names']: notes.append('note: this teacher does not say what its classes are, so their order cannot be checked')
     return notes
 
-# %% ../../nbs/methods/30_deit.ipynb #bd51fded
+# %% ../../nbs/methods/30_deit.ipynb #0b13f5a6
 @dataclass(frozen=True)
 class Distilled(TrainStudent):
     "Settings of every method with a teacher"
@@ -126,6 +126,7 @@ class Distilled(TrainStudent):
         "A student and its teacher, with class weights on the DIST part from epoch `start` on"
         choose('teacher_sees', self.teacher_sees, ('student', 'clean'))
         student, about = self.make_student(data, device, self.use_dist)
+        if self.use_dist and not student.config.use_dist: raise UserError(f'{self.student} has one head only, so no DIST head can learn from the teacher: with --no-use-dist its head learns from labels and teacher alike; or train it from labels (vit --loss balanced-softmax)')
         teacher, facts, class_map = self.its_teacher(data, device, bf16)
         clean = self.teacher_sees == 'clean'
         key = dict(facts, sees=self.teacher_sees, bf16=bf16, class_map=class_map is not None and class_map.tolist())

@@ -166,7 +166,7 @@ def _known(about: dict) -> dict:      # size and mean_std, where they are known
     return dict(size=side if ours and type(side) is int and side > 0 else None,
                 mean_std=(about['mean'], about['std']) if ours and {'mean', 'std'} <= about.keys() else None)
 
-# %% ../../nbs/models/30_any_teacher.ipynb #da48c95f
+# %% ../../nbs/models/30_any_teacher.ipynb #ebdf47c2
 def teacher_source(teacher: str | Path,      # timm:NAME, timm:NAME@FILE, a run folder, or a file
                    family: str = 'auto',     # of an official teacher: ldam, paco or ce
                    fold: bool = True,        # batch normalisations into convolutions, to answer faster; False: as it was trained
@@ -182,9 +182,10 @@ def teacher_source(teacher: str | Path,      # timm:NAME, timm:NAME@FILE, a run 
     if ours and isinstance(shape := about.get('config'), dict) and shape.get('network', 'cifar') != 'cifar':
         network = load_teacher(path)[0]
         return Source(ready(network), network.config.network, network.config.num_classes, about=about, file=path, **known)
-    if 'dist_token' in weights:
+    if 'dist_token' in weights or about.get('kind') == 'student':
         network = student_from_checkpoint(path)
-        return Source(network, f'ViT of width {network.config.embed_dim}', network.config.num_classes, about=about, file=path, **(known | dict(size=network.config.img_size)))
+        name = f'ViT of width {network.config.embed_dim}' if 'dist_token' in weights else network.config.backbone
+        return Source(network, name, network.config.num_classes, about=about, file=path, **(known | dict(size=network.config.img_size)))
     network = teacher_from_checkpoint(path, family)
     if isinstance(network, ResNet):
         if not ours: known['size'] = 32

@@ -95,11 +95,11 @@ def _line(x1: int, y1: float, x2: int, y2: float) -> tuple[float, float]:     # 
     slope = (y2 - y1) / (x2 - x1) if x2 > x1 else 0
     return (y2 - slope * x2, slope) if slope > 0 and y2 >= slope * x2 else (0., y2 / x2)
 
-# %% ../../nbs/training/60_plan.ipynb #c3e28724
+# %% ../../nbs/training/60_plan.ipynb #520c7559
 def measure(learner: Learner, data: LongTailed, config: TrainConfig, device: torch.device, bf16: bool,
             seconds: float = 1.5, memory: float = 2**30) -> Cost:      # how long a step may take here, and how many bytes
     "Time and memory of a step, from the batch to the gradients, at two batch sizes"
-    if hasattr(learner.model, 'blocks'): choose_attention(learner.model, device, bf16, config.attention)
+    choose_attention(learner.model, device, bf16, config.attention)
     learner.model.train()
     def step(images: int):
         batch = make_batch(data, config.augment, images, learner.mixing(0), 0, 0, 0, device, indices=torch.arange(images) % len(data.train), **learner.needs)

@@ -227,7 +227,7 @@ def train(config: TrainConfig, method: str,
     go_on(t, about, [f'{method} → {t.run.path}', summary(t.data, config), *notes], quiet)
     return t.run
 
-# %% ../../nbs/training/55_train.ipynb #f23938ed
+# %% ../../nbs/training/55_train.ipynb #8d4f109a
 def prepare(config: TrainConfig, data: LongTailed | None = None) -> tuple[Training, dict, list[str]]:   # the machine, notes
     "Load and make what a training needs; with several processes, each its part"
     from accelerate import Accelerator
@@ -242,7 +242,7 @@ def prepare(config: TrainConfig, data: LongTailed | None = None) -> tuple[Traini
     with accelerator.main_process_first(): data = data or long_tailed(config.data)
     bf16, steps = choose_bf16(config.precision, device), sampled_steps(len(data.train), config.batch_size, config.repeats)
     learner = config.learner(data, device, bf16)
-    attention = choose_attention(learner.model, device, bf16, config.attention) if hasattr(learner.model, 'blocks') else None
+    attention = choose_attention(learner.model, device, bf16, config.attention)
     machine = this_machine(device, bf16, attention and attention.kind)
     average = _moving_average(config, learner)
     if size > 1: share_layers(learner.model, rows, config.batch_size)
