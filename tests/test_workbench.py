@@ -185,6 +185,27 @@ def test_look(tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match='run folder'): look_command((tmp_path/'none',), open=False)
 
 
+# Made images --------------------------------------------------------------------------------------------------------
+
+def test_made_images(tmp_path):
+    "Names with markup are text; a class without images, other classes than the real ones, and a network that is not known are each told in a line"
+    from vitnb.widgets.made_view import made_view
+    about = dict(class_names=[EVIL.replace('/', ''), 'none'], settings=dict(sha256='0'))
+    (folder := tmp_path/'made'/'train'/about['class_names'][0]).mkdir(parents=True)
+    for i in range(14): Image.fromarray(np.random.RandomState(i).randint(0, 256, (16, 16), dtype=np.uint8)).save(folder/f'{i}.png')
+    write_json(tmp_path/'made/about.json', about)
+    view = made_view(tmp_path/'made')
+    assert 'no real image has one of these classes' in view.note.value and view.page.max == 2 and '<img src=x' not in texts(view)
+    view = made_view(tmp_path/'made', real=ImageSet(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), torch.zeros(3, dtype=torch.long), (about['class_names'][0],)))
+    assert 'name it with teacher=' in view.note.value and view.cards.value.count('<img alt="made') == 12 and '<img src=x' not in texts(view)
+    view.label.value = 1
+    assert 'there is no made image of none' in view.note.value and still(view)[0]['image/png']
+    for damaged in ('{', '{}', '[]'):
+        (tmp_path/'made/about.json').write_text(damaged)
+        with pytest.raises(UserError): made_view(tmp_path/'made')
+    with pytest.raises(UserError, match='was not filled by'): made_view(tmp_path/'nowhere')
+
+
 # In JupyterLab ------------------------------------------------------------------------------------------------------
 
 # what must change the pictures of its tab: (label, kind, what is done)
@@ -192,7 +213,7 @@ MOVES = {'Attention': [('block', 'slider', 'ArrowLeft'), ('head', 'slider', 'Arr
                        ('method', 'menu', 'attention'), ('query', 'toggle', 'DIST'), ('query', 'toggle', 'a patch'), ('row', 'slider', 'ArrowRight'), ('column', 'slider', 'ArrowRight'),
                        ('image', 'slider', 'ArrowRight'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
          'Experts': [('CLS share', 'slider', 'ArrowLeft'), ('mix of', 'menu', 'probabilities'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
-         'Rank': [('variance', 'slider', 'PageDown'), ('block', 'slider', 'ArrowRight'), ('token', 'menu', 'DIST'), ('second', 'menu', 'vit'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
+         'Rank': [('variance', 'slider', 'PageDown'), ('block', 'slider', 'ArrowRight'), ('token', 'menu', 'DIST'), ('second', 'menu', 'vit'), ('vit', 'tick', 'Space'), ('vit', 'tick', 'Space'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
          'Long tail': [('classes', 'slider', 'PageUp'), ('largest', 'slider', 'ArrowLeft'), ('ρ', 'slider', 'ArrowLeft'), ('profile', 'menu', 'step'), ('groups', 'menu', 'count'), ('β', 'menu', '0.99')]}
 # pictures and charts that can be seen, as a text that changes with them
 SEEN = '''e => [...e.querySelectorAll('img, figure svg')].filter(i => i.offsetParent || i.closest('figure')?.offsetParent)
@@ -207,6 +228,7 @@ def control(root, label):
 def move(root, label, kind, what):
     "Do what a hand would, with the keyboard where there is one"
     if kind == 'menu': control(root, label).locator('select').select_option(label=what)
+    elif kind == 'tick': root.locator('.ticks .widget-checkbox:visible', has_text=label).locator('input').press(what)
     elif kind == 'toggle': root.locator('.widget-toggle-buttons:visible button', has_text=what).click()
     else: control(root, label).locator('.noUi-handle').focus(); root.page.keyboard.press(what)
 

@@ -86,8 +86,9 @@ def confusion_figure(experts: Experts) -> Picture:
     axes[heads[0]].set_ylabel('image of the', fontsize=SIZE, color=COLOURS['soft'])
     return figure
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #acbc1880
-def class_bars(experts: Experts, mix: np.ndarray | None = None) -> Picture:     # mix: (C,) accuracy of the mixed answer
+# %% ../../nbs/widgets/34_expert_view.ipynb #09a705bb
+def class_bars(experts: Experts, mix: np.ndarray | None = None,     # (C,) accuracy of the mixed answer, or of another network
+               name: str = 'mix') -> Picture:                       # of that
     "Test accuracy of each class by each head, largest class first; a level mark for the mix"
     order, heads = by_size(experts.counts), list(experts.by_class)
     if len(order) > 20:
@@ -99,7 +100,7 @@ def class_bars(experts: Experts, mix: np.ndarray | None = None) -> Picture:     
     width = .84 / len(heads)
     for i, h in enumerate(heads): ax.bar(np.arange(len(order)) + (i - (len(heads) - 1) / 2) * width, np.nan_to_num(experts.by_class[h][order]), width * .92, color=COLOURS[h], label=NAMES[h])
     if mix is not None: ax.hlines(mix[order], np.arange(len(order)) - .44, np.arange(len(order)) + .44, color=COLOURS['other'], lw=2)
-    if len(heads) > 1: ax.plot([], [], color=COLOURS['other'], lw=2, label='mix')
+    if len(heads) > 1 or mix is not None: ax.plot([], [], color=COLOURS['other'], lw=2, label=shorten(name))
     start = 0
     for g, classes in experts.groups.items():
         if start and classes: ax.axvline(start - .5, color=COLOURS['line'], lw=.8)
