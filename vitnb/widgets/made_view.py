@@ -121,14 +121,15 @@ def cards_html(made: ImageSet, real: ImageSet | None, near: Nearest | None, page
         cards += f'<div class="twin"><div>{pair}</div><div class="caption">{words}</div></div>'
     return f'<div class="twins">{cards}</div>'
 
-# %% ../../nbs/widgets/40_made_view.ipynb #f0d059a5
+# %% ../../nbs/widgets/40_made_view.ipynb #e229abd4
 def made_figure(made: ImageSet, real: ImageSet | None, near: Nearest | None, state: State) -> Picture:
     "The pairs of one page, for a paper"
     page, number = page_of(made, state)
     if not len(page): raise UserError(f'there is no made image of {made.class_names[state.label]}')
-    wide, n = 2 if near is not None else 1, min(6, len(page))
+    wide, n = 2 if near is not None else 1, min(4 if near is not None else 6, len(page))
     rows = -(-len(page) // n)
-    figure, axes = new_figure(1.15 * wide * n, 1.3 * rows + .3, mosaic=[[f'{r * n + c} {w}' for c in range(n) for w in range(wide)] for r in range(rows)])
+    cells = [[name for c in range(n) for name in (*(f'{r * n + c} {w}' for w in range(wide)), '.')] for r in range(rows)]
+    figure, axes = new_figure(1.1 * (wide + .25) * n, 1.3 * rows + .3, mosaic=cells, width_ratios=[*[1] * wide, .25] * n)
     for ax in axes.values(): ax.axis('off')
     for at, i in enumerate(page):
         pictures = [made.images[i]] + ([real.images[int(near.index[i])]] if wide == 2 and near.index[i] >= 0 else [])
