@@ -15,7 +15,7 @@ from .figures import CARD, COLOURS, SIZE, Picture, new_figure, theme_css
 from .state import State, Subject, make_state, make_subject, one_at_a_time, state_dict
 
 # %% auto #0
-__all__ = ['STYLE', 'FORMATS', 'png', 'enlarged', 'Chart', 'Lately', 'style_html', 'View', 'save_figure', 'still',
+__all__ = ['ARROW', 'STYLE', 'FORMATS', 'png', 'enlarged', 'Chart', 'Lately', 'style_html', 'View', 'save_figure', 'still',
            'sentence_figure', 'show', 'bind', 'slider', 'menu', 'grid']
 
 # %% ../../nbs/widgets/31_view.ipynb #b81a81e5
@@ -79,11 +79,14 @@ class Lately:
         try: self.waiting = asyncio.get_running_loop().call_later(self.seconds, self.act)
         except RuntimeError: self.act()
 
-# %% ../../nbs/widgets/31_view.ipynb #24e6470b
+# %% ../../nbs/widgets/31_view.ipynb #6b80fe81
 def style_html() -> str:
     "The style sheet of the views"
     dark = ', '.join(f'{body} .vitnb-view' for body in ('body[data-jp-theme-light="false"]', 'body.vscode-dark', 'body.quarto-dark'))
-    return f'<style>.vitnb-view {{ {theme_css()} }} {dark} {{ {theme_css(True)} }} {STYLE}</style>'
+    arrows = ', '.join(f'{d} select' for d in dark.split(', '))
+    return f'<style>.vitnb-view {{ {theme_css()} }} {dark} {{ {theme_css(True)} }} {STYLE} {arrows} {{ background-image: url("{ARROW}") }}</style>'
+
+ARROW = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23cdd3d6' stroke-width='1.6'/%3E%3C/svg%3E"     # of menus on a dark page
 
 STYLE = '''
 .jp-OutputArea:has(.vitnb-view) .jp-OutputArea-child:has(img:is(.jp-mod-unconfined, .unconfined)) { display: none }
