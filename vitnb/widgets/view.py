@@ -79,7 +79,7 @@ class Lately:
         try: self.waiting = asyncio.get_running_loop().call_later(self.seconds, self.act)
         except RuntimeError: self.act()
 
-# %% ../../nbs/widgets/31_view.ipynb #6b80fe81
+# %% ../../nbs/widgets/31_view.ipynb #87721f0e
 def style_html() -> str:
     "The style sheet of the views"
     dark = ', '.join(f'{body} .vitnb-view' for body in ('body[data-jp-theme-light="false"]', 'body.vscode-dark', 'body.quarto-dark'))
@@ -115,7 +115,7 @@ STYLE = '''
 .vitnb-view .pair { flex-flow: row wrap; gap: 6px 26px; align-items: flex-start } .vitnb-view .pair > .narrow { flex: 0 1 21rem } .vitnb-view .pair > .wide { flex: 1 1 24rem }
 .vitnb-view .thirds { display: grid; grid-template-columns: repeat(auto-fit, minmax(350px, 1fr)); gap: 8px 22px; margin-bottom: 8px } .vitnb-view .thirds > :first-child { grid-column: 1 / -1 } .vitnb-view .controls .widget-button { justify-self: start; min-width: 120px; margin: 2px 0 }
 .vitnb-view .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 6px 10px } .vitnb-view .thumbs .widget-image { max-width: 84px } .vitnb-view .thumbs .widget-button { margin-top: auto }
-.vitnb-view .twins { display: grid; grid-template-columns: repeat(auto-fill, minmax(168px, 1fr)); gap: 10px 14px } .vitnb-view .twin > :first-child { display: flex; gap: 3px } .vitnb-view .twin img { width: 80px; height: 80px; margin: 0; object-fit: contain; image-rendering: pixelated; border-radius: 3px; background: var(--line) }
+.vitnb-view .twins { display: grid; grid-template-columns: repeat(auto-fill, minmax(168px, 1fr)); gap: 10px 14px } .vitnb-view .twin > :first-child { display: flex; gap: 3px } .vitnb-view .twin img { width: 80px; height: 80px; margin: 0; object-fit: contain; image-rendering: pixelated; border-radius: 3px; box-shadow: 0 0 0 1px var(--line) }
 .vitnb-view figure { margin: 0 } .vitnb-view figure svg { display: block; width: 100%; height: auto }
 .vitnb-view h4 { margin: 8px 0 3px; font-size: 13px; font-weight: 600; color: var(--ink) }
 .vitnb-view table { border-collapse: collapse; margin: 0; font-size: 12.5px; color: var(--ink) } .vitnb-view tr { background: none !important }
