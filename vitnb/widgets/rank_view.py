@@ -19,8 +19,8 @@ from .view import Chart, View, bind, grid, menu, png, slider
 # %% auto #0
 __all__ = ['IMAGES', 'POINTS', 'GROUP_COLOURS', 'DASHES', 'OTHER_DASHES', 'CLOUD_GROUPS', 'Spread', 'saved_spread', 'make_spread',
            'norm_place', 'rank_axes', 'spectrum_axes', 'highest', 'rank_figure', 'spectrum_figure', 'lines_svg',
-           'drawn', 'cloud_svg', 'sprite', 'legend_html', 'RankView', 'draw_ranks', 'new_scale', 'thumbnails',
-           'move_threshold', 'found_groups', 'move_block']
+           'drawn', 'cloud_svg', 'sprite', 'legend_html', 'RankView', 'made_with_bar', 'draw_ranks', 'new_scale',
+           'thumbnails', 'move_threshold', 'found_groups', 'move_block']
 
 # %% ../../nbs/widgets/36_rank_view.ipynb #a404888f
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ def make_spread(subject: Subject, said: Callable[[int, int], None] = lambda done
     places = cloud(model, some, view, groups, kinds, POINTS, what='')
     return Spread(found, Cloud(places.kinds, places.points, places.places, places.share, chosen[places.images], places.group), 'worked out here')
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #2a2e6061
+# %% ../../nbs/widgets/36_rank_view.ipynb #81548ff5
 GROUP_COLOURS = dict(all='avg', head='#2a9d8f', mid='#aa4499', tail='#d9a11e')
 DASHES = dict(all='', head='', mid='5 2', tail='1.5 2')
 OTHER_DASHES = ('4 2', '1 2', '8 2 1 2', '10 4')      # of further runs
@@ -83,6 +83,7 @@ def rank_axes(found: Spread, tops: Mapping[str, float], norm: int, height: float
     ticks = [b for b in range(1, norm, step) if last < norm or step == 1 or norm - b >= step]
     for kind, ax in axes.items():
         ax.set(xlim=(.7, last + .3), ylim=(0, tops[kind] * 1.05 + 1))
+        ax.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.set_xticks(ticks + [norm] * (last == norm), [*map(str, ticks)] + ['norm'] * (last == norm))
         ax.set_title(_name(kind), fontsize=SIZE, color=COLOURS.get(kind, COLOURS['ink']), loc='left')
         ax.set_xlabel('after block', fontsize=SIZE, color=COLOURS['soft'])
@@ -185,7 +186,7 @@ def legend_html(groups: Sequence[str], others: Sequence[str] = ()) -> str:
     items = [line(_css(g), DASHES[g]) + g for g in groups] + [line('var(--other)', d) + html.escape(shorten(n, 40).replace(r'\$', '$')) + ', all' for n, d in zip(others, OTHER_DASHES * len(others))]
     return '<div class="caption">' + ''.join(f'<span style="margin-right: 16px; white-space: nowrap">{i}</span>' for i in items) + '</div>'
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #dc325033
+# %% ../../nbs/widgets/36_rank_view.ipynb #6f28431f
 class RankView(View):
     "Rank by block, spectrum and cloud"
     watches = ('run', 'other', 'beside')
@@ -217,16 +218,9 @@ class RankView(View):
 
     def spread(self, name: str) -> Spread:
         "The arrays of a subject, read or worked out once, with a bar that says how far it is"
-        with one_at_a_time: return self._spread(name)
-
-    def _spread(self, name: str) -> Spread:
-        if name not in self.known and (there := saved_spread(self.subjects[name])): self.known[name] = there
-        if name not in self.known:
-            self.bar.value, self.bar.layout.display = 0, None
-            def said(done, of): self.bar.max, self.bar.value = of, done
-            try: self.known[name] = make_spread(self.subjects[name], said)
-            finally: self.bar.layout.display = 'none'
-        return self.known[name]
+        with one_at_a_time:
+            if name not in self.known: self.known[name] = saved_spread(self.subjects[name]) or made_with_bar(self, name)
+            return self.known[name]
 
     @property
     def laid_over(self) -> list[str]: return [n for n in self.subjects if n != self.state.run and n in (self.state.other, *self.state.beside)]
@@ -244,7 +238,14 @@ class RankView(View):
     def figure(self) -> Picture: return rank_figure(self.found, self.state, self.others)
     def spectrum_figure(self) -> Picture: return spectrum_figure(self.found, self.state)
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #d8b8538a
+# %% ../../nbs/widgets/36_rank_view.ipynb #609c15d2
+def made_with_bar(view: RankView, name: str) -> Spread:
+    "Work a subject's arrays out, with the view's bar"
+    view.bar.value, view.bar.layout.display = 0, None
+    def said(done, of): view.bar.max, view.bar.value = of, done
+    try: return make_spread(view.subjects[name], said)
+    finally: view.bar.layout.display = 'none'
+
 def draw_ranks(view: RankView):
     "Everything of a run: axes, controls, thumbnails"
     view.ranks.value = view.below.value = ''
