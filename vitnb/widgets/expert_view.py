@@ -58,7 +58,7 @@ def mix_accuracy(bounds: np.ndarray, experts: Experts, share: float) -> tuple[np
 
 def _mean(values: np.ndarray) -> float: return float(np.nanmean(values)) if np.isfinite(values).any() else float('nan')
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #d3c88635
+# %% ../../nbs/widgets/34_expert_view.ipynb #49cac39a
 def group_confusion(logits: np.ndarray, labels: np.ndarray, groups: Groups) -> np.ndarray:    # (3, 4) rows: head, mid, tail; columns: right class, then wrong ones of head, mid, tail; per cent
     "What images of each group are taken for, every class counting the same; NaN for a group without images"
     C, told = logits.shape[1], logits.argmax(1)
@@ -70,10 +70,10 @@ def group_confusion(logits: np.ndarray, labels: np.ndarray, groups: Groups) -> n
     with np.errstate(invalid='ignore'): shares = 100 * table / table.sum(1, keepdims=True)
     return np.array([np.nanmean(rows, 0) if len(rows := shares[[c for c in classes if table[c].sum()]]) else np.full(4, np.nan) for _, classes in groups.items()])
 
-def confusion_figure(experts: Experts) -> Picture:
+def confusion_figure(experts: Experts, width: float | None = None) -> Picture:     # inches
     "What head, mid and tail images are taken for, by each head of the network"
     heads = list(experts.logits)
-    figure, axes = new_figure(1.15 + 1.95 * len(heads), 1.65, mosaic=[heads])
+    figure, axes = new_figure(width or 1.15 + 1.95 * len(heads), 1.65, mosaic=[heads])
     for head, ax in axes.items():
         table = group_confusion(experts.logits[head], experts.labels, experts.groups)
         ax.imshow(np.nan_to_num(table), cmap='cividis', vmin=0, vmax=100, aspect='auto')
@@ -86,19 +86,20 @@ def confusion_figure(experts: Experts) -> Picture:
     axes[heads[0]].set_ylabel('image of the', fontsize=SIZE, color=COLOURS['soft'])
     return figure
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #09a705bb
+# %% ../../nbs/widgets/34_expert_view.ipynb #a2f908fb
 def class_bars(experts: Experts, mix: np.ndarray | None = None,     # (C,) accuracy of the mixed answer, or of another network
-               name: str = 'mix') -> Picture:                       # of that
+               name: str = 'mix',                                   # of that
+               width: float = 8.6) -> Picture:                      # inches
     "Test accuracy of each class by each head, largest class first; a level mark for the mix"
     order, heads = by_size(experts.counts), list(experts.by_class)
     if len(order) > 20:
         figure = expert_accuracy(experts)
         if mix is not None: figure.axes[0].plot(smooth(mix[order], len(order) // 12) if len(order) > 40 else mix[order], color=COLOURS['other'], lw=1, ls=(0, (3, 2)))
-        figure.set_size_inches(8.6, 2.7)
+        figure.set_size_inches(width, 2.7)
         return figure
-    figure, ax = new_figure(8.6, 2.5)
-    width = .84 / len(heads)
-    for i, h in enumerate(heads): ax.bar(np.arange(len(order)) + (i - (len(heads) - 1) / 2) * width, np.nan_to_num(experts.by_class[h][order]), width * .92, color=COLOURS[h], label=NAMES[h])
+    figure, ax = new_figure(width, 2.5)
+    bar = .84 / len(heads)
+    for i, h in enumerate(heads): ax.bar(np.arange(len(order)) + (i - (len(heads) - 1) / 2) * bar, np.nan_to_num(experts.by_class[h][order]), bar * .92, color=COLOURS[h], label=NAMES[h])
     if mix is not None: ax.hlines(mix[order], np.arange(len(order)) - .44, np.arange(len(order)) + .44, color=COLOURS['other'], lw=2)
     if len(heads) > 1 or mix is not None: ax.plot([], [], color=COLOURS['other'], lw=2, label=shorten(name))
     start = 0

@@ -61,7 +61,7 @@ def make_spread(subject: Subject, said: Callable[[int, int], None] = lambda done
     places = cloud(model, some, view, groups, kinds, POINTS, what='')
     return Spread(found, Cloud(places.kinds, places.points, places.places, places.share, chosen[places.images], places.group), 'worked out here')
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #81548ff5
+# %% ../../nbs/widgets/36_rank_view.ipynb #cbbfd531
 GROUP_COLOURS = dict(all='avg', head='#2a9d8f', mid='#aa4499', tail='#d9a11e')
 DASHES = dict(all='', head='', mid='5 2', tail='1.5 2')
 OTHER_DASHES = ('4 2', '1 2', '8 2 1 2', '10 4')      # of further runs
@@ -75,9 +75,9 @@ def norm_place(found: Spread, others: Mapping[str, Spread] = {}) -> int: return 
 def _x(found: Spread, norm: int) -> list[int]: return [norm if p == 'norm' else i + 1 for i, p in enumerate(found.ranks.points)]
 def _dash(dashes: str): return (0, tuple(float(v) for v in dashes.split())) if dashes else '-'
 
-def rank_axes(found: Spread, tops: Mapping[str, float], norm: int, height: float = 2.1):      # figure and axes; norm: where the final norm stands
+def rank_axes(found: Spread, tops: Mapping[str, float], norm: int, height: float = 2.1, width: float = 8.6):      # figure and axes; norm: where the final norm stands
     "Empty panels for ranks by block"
-    figure, axes = new_figure(8.6, height, mosaic=[list(found.kinds)])
+    figure, axes = new_figure(width, height, mosaic=[list(found.kinds)])
     last = norm if 'norm' in found.ranks.points else norm - 1
     step = -(-last // 8)
     ticks = [b for b in range(1, norm, step) if last < norm or step == 1 or norm - b >= step]
@@ -102,17 +102,17 @@ def spectrum_axes(found: Spread):
     axes['cloud'].set_ylabel('second component', fontsize=SIZE, color=COLOURS['soft'])
     return figure, axes
 
-# %% ../../nbs/widgets/36_rank_view.ipynb #a1da8165
+# %% ../../nbs/widgets/36_rank_view.ipynb #461aece7
 def highest(found: Spread, others: Mapping[str, Spread], threshold: float) -> dict[str, float]:
     "The highest rank in each panel: one for CLS, DIST and registers, which are compared, and one for patches, of which there are more"
     tops = {k: max((1., *(float(np.nanmax(s.rank(k, threshold)[:1 if s is not found else None])) for s in (found, *others.values()) if k in s.kinds))) for k in found.kinds}
     single = max((v for k, v in tops.items() if k != 'patches'), default=1.)
     return {k: v if k == 'patches' else single for k, v in tops.items()}
 
-def rank_figure(found: Spread, state: State, others: Mapping[str, Spread] = {}) -> Picture:
+def rank_figure(found: Spread, state: State, others: Mapping[str, Spread] = {}, width: float = 8.6) -> Picture:     # inches
     "Ranks by block, for a paper"
     norm = norm_place(found, others)
-    figure, axes = rank_axes(found, highest(found, others, state.threshold), norm, 2.6)
+    figure, axes = rank_axes(found, highest(found, others, state.threshold), norm, 2.6, width)
     for kind, ax in axes.items():
         for (name, s), dash in zip(others.items(), OTHER_DASHES * len(others)):
             if kind in s.kinds: ax.plot(_x(s, norm), s.rank(kind, state.threshold)[0], color=COLOURS['other'], lw=1.4, ls=_dash(dash), label=f'{shorten(name, 30)} (all)')

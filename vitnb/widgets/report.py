@@ -22,10 +22,10 @@ from .score_figures import frontier_plot
 from .state import RunSubject, State
 
 # %% auto #0
-__all__ = ['ATTENTION', 'STYLE', 'NOTES', 'SCORES', 'chart_html', 'pixels_html', 'number', 'table_html', 'experts_sentence',
-           'verdict', 'comparison', 'choose_images', 'attention_section', 'attention_card', 'flat_settings', 'command',
-           'settings_section', 'page_html', 'expert_section', 'class_picture', 'rank_section', 'beyond_accuracy',
-           'adjusted_rows', 'compared_with', 'names_of', 'write_report']
+__all__ = ['ATTENTION', 'STYLE', 'NOTES', 'WIDTH', 'SCORES', 'chart_html', 'pixels_html', 'number', 'table_html',
+           'experts_sentence', 'verdict', 'comparison', 'choose_images', 'attention_section', 'attention_card',
+           'flat_settings', 'command', 'settings_section', 'page_html', 'expert_section', 'class_picture',
+           'rank_section', 'beyond_accuracy', 'adjusted_rows', 'compared_with', 'names_of', 'write_report']
 
 # %% ../../nbs/widgets/60_report.ipynb #fc806294
 def chart_html(figure: Picture, description: str, narrow: bool = False) -> str:
@@ -213,7 +213,7 @@ def _header(run: Run) -> list[str]:
         parts.append(f'<p class="warning"><b>This run {html.escape(words)} after {done} of {epochs} epochs</b>{error} There are no test results yet; below is what there is.</p>')
     return parts
 
-# %% ../../nbs/widgets/60_report.ipynb #bbb0a5f4
+# %% ../../nbs/widgets/60_report.ipynb #7b6768fb
 def expert_section(run: Run, experts: Experts, compared: Mapping[str, Experts], compared_best: Mapping[str, Experts], test: ImageSet | None = None) -> list[str]:
     "The table and the pictures of what the heads know"
     best = _best_experts(run)
@@ -224,7 +224,7 @@ def expert_section(run: Run, experts: Experts, compared: Mapping[str, Experts], 
     parts = ['<h2>Who knows what</h2>', table_html(sections, 'Test accuracy in per cent, every class counting the same; the best of each column in bold'),
              chart_html(expert_groups(bars), 'The accuracies of the last epoch as bars: overall, head, mid and tail for each head'),
              '<h3>Class by class</h3>', chart_html(class_picture(experts, *first), f'Test accuracy of each class, the largest class first: {_in_words(experts)}')]
-    parts += ['<h3>What images are taken for</h3>', '<p class="note">Images of head, mid and tail classes, in per cent: named rightly, or taken for another class of the head, of the middle or of the tail.</p>', chart_html(confusion_figure(experts), _confusion_words(experts))]
+    parts += ['<h3>What images are taken for</h3>', '<p class="note">Images of head, mid and tail classes, in per cent: named rightly, or taken for another class of the head, of the middle or of the tail.</p>', chart_html(confusion_figure(experts, WIDTH), _confusion_words(experts))]
     parts += beyond_accuracy(run, experts)
     if 'dist' not in experts.logits: return parts
     shares = agreement(experts)
@@ -234,10 +234,12 @@ def expert_section(run: Run, experts: Experts, compared: Mapping[str, Experts], 
     except UserError as e: parts += [f'<p class="note">There are no attention maps: {html.escape(str(e))}.</p>']
     return parts + rank_section(run)
 
+WIDTH = 5.8       # inches of a figure that is as wide as the page
+
 def class_picture(experts: Experts, name: str | None = None, other: Experts | None = None) -> Picture:
     "Accuracy of every class: bars as in the view, or lines where there are many classes; with another run in grey"
     if len(experts.counts) > 20: return expert_accuracy(experts, other, name or '')
-    return class_bars(experts, other.by_class[other.answer] if other else None, name or '')
+    return class_bars(experts, other.by_class[other.answer] if other else None, name or '', WIDTH)
 
 def _confusion_words(experts: Experts) -> str:
     tables = {NAMES[h]: group_confusion(z, experts.labels, experts.groups) for h, z in experts.logits.items()}
@@ -248,8 +250,8 @@ def rank_section(run: Run) -> list[str]:
     if (found := saved_spread(RunSubject(run))) is None: return []
     state = State(threshold=found.ranks.settings['threshold'])
     words = '; '.join(f'{NAMES.get(k, k)} ' + ', '.join(f'{g} {r:.0f}' for g, r in zip(found.ranks.groups, found.rank(k, state.threshold)[:, found.depth - 1])) for k in found.kinds)
-    return ['<h2>In how many directions the tokens spread</h2>', '<p class="note">How many directions hold that share of the variance of the tokens, after every block. A rank grows with the number of images, so head, mid and tail have equally many.</p>',
-            chart_html(rank_figure(found, state), f'Directions after the last block: {words}')]
+    return ['<h2>In how many directions the tokens spread</h2>', '<p class="note">How many directions hold most of the variance of the tokens after every block; the share is below the picture. A rank grows with the number of images, so head, mid and tail have equally many.</p>',
+            chart_html(rank_figure(found, state, width=WIDTH), f'Directions after the last block: {words}')]
 
 # %% ../../nbs/widgets/60_report.ipynb #7ad351a6
 SCORES = {'macro_f1': 'macro F1', 'harmonic_mean': 'harmonic mean', 'worst_class': 'worst class', 'ece_overall': 'calibration error', 'ece_tail': 'calibration error, tail'}
