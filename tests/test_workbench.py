@@ -1,5 +1,5 @@
 "The workbench: runs that lack something, hostile names and files, and a whole journey through JupyterLab"
-import json, shutil
+import importlib.util, json, os, shutil, signal, socket, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from vitnb.widgets.state import RunSubject, make_state, state_dict
 from vitnb.widgets.view import still
 from vitnb.widgets.workbench import Workbench, saved_state, workbench
 
-from conftest import ROOT
-from test_browser import jupyterlab, run_all, save, wait, watched
+from conftest import ROOT, clean_env
+from test_browser import free_port, jupyterlab, run_all, save, wait, watched
 
 EVIL = '<img src=x onerror=alert(1)>'
 TUTORIAL = 'nbs/tutorials/reading_a_run.ipynb'
@@ -185,6 +185,27 @@ def test_look(tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match='run folder'): look_command((tmp_path/'none',), open=False)
 
 
+# Made images --------------------------------------------------------------------------------------------------------
+
+def test_made_images(tmp_path):
+    "Names with markup are text; a class without images, other classes than the real ones, and a network that is not known are each told in a line"
+    from vitnb.widgets.made_view import made_view
+    about = dict(class_names=[EVIL.replace('/', ''), 'none'], settings=dict(sha256='0'))
+    (folder := tmp_path/'made'/'train'/about['class_names'][0]).mkdir(parents=True)
+    for i in range(14): Image.fromarray(np.random.RandomState(i).randint(0, 256, (16, 16), dtype=np.uint8)).save(folder/f'{i}.png')
+    write_json(tmp_path/'made/about.json', about)
+    view = made_view(tmp_path/'made')
+    assert 'no real image has one of these classes' in view.note.value and view.page.max == 2 and '<img src=x' not in texts(view)
+    view = made_view(tmp_path/'made', real=ImageSet(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), torch.zeros(3, dtype=torch.long), (about['class_names'][0],)))
+    assert 'name it with teacher=' in view.note.value and view.cards.value.count('<img alt="made') == 12 and '<img src=x' not in texts(view)
+    view.label.value = 1
+    assert 'there is no made image of none' in view.note.value and still(view)[0]['image/png']
+    for damaged in ('{', '{}', '[]'):
+        (tmp_path/'made/about.json').write_text(damaged)
+        with pytest.raises(UserError): made_view(tmp_path/'made')
+    with pytest.raises(UserError, match='was not filled by'): made_view(tmp_path/'nowhere')
+
+
 # In JupyterLab ------------------------------------------------------------------------------------------------------
 
 # what must change the pictures of its tab: (label, kind, what is done)
@@ -192,7 +213,7 @@ MOVES = {'Attention': [('block', 'slider', 'ArrowLeft'), ('head', 'slider', 'Arr
                        ('method', 'menu', 'attention'), ('query', 'toggle', 'DIST'), ('query', 'toggle', 'a patch'), ('row', 'slider', 'ArrowRight'), ('column', 'slider', 'ArrowRight'),
                        ('image', 'slider', 'ArrowRight'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
          'Experts': [('CLS share', 'slider', 'ArrowLeft'), ('mix of', 'menu', 'probabilities'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
-         'Rank': [('variance', 'slider', 'PageDown'), ('block', 'slider', 'ArrowRight'), ('token', 'menu', 'DIST'), ('second', 'menu', 'vit'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
+         'Rank': [('variance', 'slider', 'PageDown'), ('block', 'slider', 'ArrowRight'), ('token', 'menu', 'DIST'), ('second', 'menu', 'vit'), ('vit', 'tick', 'Space'), ('vit', 'tick', 'Space'), ('run', 'menu', 'vit'), ('run', 'menu', 'deit-lt')],
          'Long tail': [('classes', 'slider', 'PageUp'), ('largest', 'slider', 'ArrowLeft'), ('ρ', 'slider', 'ArrowLeft'), ('profile', 'menu', 'step'), ('groups', 'menu', 'count'), ('β', 'menu', '0.99')]}
 # pictures and charts that can be seen, as a text that changes with them
 SEEN = '''e => [...e.querySelectorAll('img, figure svg')].filter(i => i.offsetParent || i.closest('figure')?.offsetParent)
@@ -207,6 +228,7 @@ def control(root, label):
 def move(root, label, kind, what):
     "Do what a hand would, with the keyboard where there is one"
     if kind == 'menu': control(root, label).locator('select').select_option(label=what)
+    elif kind == 'tick': root.locator('.ticks .widget-checkbox:visible', has_text=label).locator('input').press(what)
     elif kind == 'toggle': root.locator('.widget-toggle-buttons:visible button', has_text=what).click()
     else: control(root, label).locator('.noUi-handle').focus(); root.page.keyboard.press(what)
 
@@ -282,3 +304,44 @@ def test_workbench_in_jupyterlab(browser, tmp_path, shots, quick_report):
     assert sum('application/vnd.jupyter.widget-view+json' in o.get('data', {}) for o in outputs) == 1
     assert sum('state: {' in ''.join(o.get('data', {}).get('text/plain', '')) and 'image/png' in o['data'] for o in outputs) == 1
     assert (folder/'read.ipynb').stat().st_size < 2e6 and saved_state(folder/'read.ipynb')['view'] == 3
+
+
+# As an app ----------------------------------------------------------------------------------------------------------
+
+def listens(port):
+    try: return not socket.create_connection(('127.0.0.1', port), 5).close()
+    except OSError: return False
+
+
+@pytest.mark.skipif(importlib.util.find_spec('voila') is None, reason='Voilà is not installed: pip install "vitnb[app]"')
+def test_workbench_as_an_app(browser, tmp_path, shots, quick_report):
+    "The page of `vitnb look --app`: it moves, by key and by click, shows each view once, and asks no other machine for anything"
+    for name in ('deit-lt', 'vit'): shutil.copytree(quick_report.parents[1]/name, tmp_path/name, ignore=shutil.ignore_patterns('look*'))
+    port, notebook = free_port(), look_notebook([tmp_path/'deit-lt', tmp_path/'vit'])
+    code = f'import sys; from vitnb.cli import serve_app; serve_app(sys.argv[1], "--no-browser", "--port={port}")'
+    with open(tmp_path/'log', 'wb') as log: server = subprocess.Popen([sys.executable, '-c', code, notebook], env=clean_env(PYTHONPATH=str(ROOT)), stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait(lambda: listens(port) or server.poll() is not None, 90)
+        assert server.poll() is None, (tmp_path/'log').read_text()[-3000:]
+        with watched(browser, viewport=dict(width=1280, height=1900)) as (page, wrong):
+            page.on('request', lambda r: wrong.append(f'asks for {r.url}') if not r.url.startswith((f'http://127.0.0.1:{port}/', 'data:', 'blob:')) else None)
+            page.goto(f'http://127.0.0.1:{port}/', timeout=180_000)
+            (root := page.locator('.vitnb-view').first).wait_for(timeout=180_000)
+            for label, kind, what in (('block', 'slider', 'ArrowLeft'), ('compare', 'menu', 'the other token'), ('query', 'toggle', 'DIST')):
+                before = at_rest(root)
+                move(root, label, kind, what)
+                wait(lambda: root.evaluate(SEEN) != before, 60)
+            before = at_rest(root)
+            root.locator('img[alt="picture or map"]:visible').first.click(position=dict(x=30, y=30))
+            wait(lambda: root.evaluate(SEEN) != before, 30)
+            for tab in ('Experts', 'Rank', 'Long tail', 'Attention'):
+                root.locator(f'.lm-TabBar-tabLabel:text-is("{tab}")').click()
+                wait(lambda: control(root, MOVES[tab][0][0]).count(), 90)
+                at_rest(root)
+                root.screenshot(path=shots/f'app-{tab.lower().replace(" ", "-")}.png')
+            assert page.locator('img.jp-mod-unconfined:visible, img.unconfined:visible').count() == 0       # the still picture is not shown twice
+            assert root.locator('.note:visible').count() == 0 and not wrong
+            assert not page.evaluate('document.documentElement.scrollWidth > document.documentElement.clientWidth')
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()

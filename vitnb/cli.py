@@ -11,10 +11,10 @@ from pathlib import Path
 from .core import UserError, choose
 
 # %% auto #0
-__all__ = ['COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'resume_command', 'runs_command', 'report_command',
-           'watch_command', 'look_command', 'look_notebook', 'compare_command', 'names_apart', 'doctor_command',
-           'analyse_command', 'Import', 'import_command', 'import_data', 'export_command', 'generate_command', 'Demo',
-           'demo', 'demo_settings', 'demo_table', 'usage', 'main']
+__all__ = ['PAGE', 'COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'resume_command', 'runs_command', 'report_command',
+           'watch_command', 'look_command', 'look_notebook', 'serve_app', 'compare_command', 'names_apart',
+           'doctor_command', 'analyse_command', 'Import', 'import_command', 'import_data', 'export_command',
+           'generate_command', 'Demo', 'demo', 'demo_settings', 'demo_table', 'usage', 'main']
 
 # %% ../nbs/90_cli.ipynb #7f65e8d0
 def train_command(arguments: Sequence[str]):
@@ -159,7 +159,7 @@ def watch_command(run: Path, every: float = 2.):
     from vitnb.widgets.monitor import watch
     watch(run, every)
 
-# %% ../nbs/90_cli.ipynb #40df7f6a
+# %% ../nbs/90_cli.ipynb #a5f1b6b0
 def look_command(runs: tuple[Path, ...], app: bool = False, open: bool = True):
     """look inside runs, in JupyterLab or as an app in the browser
 
@@ -174,8 +174,9 @@ def look_command(runs: tuple[Path, ...], app: bool = False, open: bool = True):
     if open and importlib.util.find_spec(module) is None: raise UserError(f'{path} is written, but {title} is not installed: `pip install "vitnb[{extra}]"` and try again')
     root = ['--allow-root'] if not app and hasattr(os, 'geteuid') and os.geteuid() == 0 else []
     words = [sys.executable, '-m', module, *root, str(path)]
-    print(f'{path}\nto open it: {shlex.join(words)}', flush=True)
-    if open: subprocess.run(words, check=False)
+    print(f'{path}\nto open it: {shlex.join(["vitnb", "look", *map(str, runs), "--app"] if app else words)}', flush=True)
+    if open and app: serve_app(path)
+    elif open: subprocess.run(words, check=False)
 
 # %% ../nbs/90_cli.ipynb #bca2e3e3
 def look_notebook(runs: Sequence[Path]) -> Path:
@@ -197,6 +198,24 @@ def look_notebook(runs: Sequence[Path]) -> Path:
         kernel = dict(display_name='Python 3', language='python', name='python3')
         with whole_file(path) as temporary: temporary.write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5), indent=1) + '\n', encoding='utf-8')
         return path
+
+# %% ../nbs/90_cli.ipynb #5be3b65f
+def serve_app(notebook: Path,
+              *options: str,           # further ones of Voilà, such as `--port=8900`
+             ):
+    "Serve a notebook without its code by Voilà, until Ctrl-C"
+    import json, subprocess, tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        (template := Path(folder)/'voila/templates/vitnb').mkdir(parents=True)
+        (template/'conf.json').write_text(json.dumps(dict(base_template='lab')))
+        (template/'index.html.j2').write_text(PAGE)
+        paths = os.pathsep.join([folder, *filter(None, [os.environ.get('JUPYTER_PATH')])])
+        words = [sys.executable, '-m', 'voila', '--template=vitnb', '--show_tracebacks=True', *options, str(notebook)]
+        subprocess.run(words, check=False, env=dict(os.environ, JUPYTER_PATH=paths))
+
+PAGE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
+{%- block notebook_css -%}{{ super() | replace('https://cdn.jsdelivr.net/', 'data:text/css,') }}{%- endblock -%}
+"""
 
 # %% ../nbs/90_cli.ipynb #e6dca05d
 def compare_command(first: Path, second: Path, heads: tuple[str, str] | None = None):

@@ -58,7 +58,7 @@ def mix_accuracy(bounds: np.ndarray, experts: Experts, share: float) -> tuple[np
 
 def _mean(values: np.ndarray) -> float: return float(np.nanmean(values)) if np.isfinite(values).any() else float('nan')
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #d3c88635
+# %% ../../nbs/widgets/34_expert_view.ipynb #49cac39a
 def group_confusion(logits: np.ndarray, labels: np.ndarray, groups: Groups) -> np.ndarray:    # (3, 4) rows: head, mid, tail; columns: right class, then wrong ones of head, mid, tail; per cent
     "What images of each group are taken for, every class counting the same; NaN for a group without images"
     C, told = logits.shape[1], logits.argmax(1)
@@ -70,10 +70,10 @@ def group_confusion(logits: np.ndarray, labels: np.ndarray, groups: Groups) -> n
     with np.errstate(invalid='ignore'): shares = 100 * table / table.sum(1, keepdims=True)
     return np.array([np.nanmean(rows, 0) if len(rows := shares[[c for c in classes if table[c].sum()]]) else np.full(4, np.nan) for _, classes in groups.items()])
 
-def confusion_figure(experts: Experts) -> Picture:
+def confusion_figure(experts: Experts, width: float | None = None) -> Picture:     # inches
     "What head, mid and tail images are taken for, by each head of the network"
     heads = list(experts.logits)
-    figure, axes = new_figure(1.15 + 1.95 * len(heads), 1.65, mosaic=[heads])
+    figure, axes = new_figure(width or 1.15 + 1.95 * len(heads), 1.65, mosaic=[heads])
     for head, ax in axes.items():
         table = group_confusion(experts.logits[head], experts.labels, experts.groups)
         ax.imshow(np.nan_to_num(table), cmap='cividis', vmin=0, vmax=100, aspect='auto')
@@ -86,20 +86,22 @@ def confusion_figure(experts: Experts) -> Picture:
     axes[heads[0]].set_ylabel('image of the', fontsize=SIZE, color=COLOURS['soft'])
     return figure
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #acbc1880
-def class_bars(experts: Experts, mix: np.ndarray | None = None) -> Picture:     # mix: (C,) accuracy of the mixed answer
+# %% ../../nbs/widgets/34_expert_view.ipynb #a2f908fb
+def class_bars(experts: Experts, mix: np.ndarray | None = None,     # (C,) accuracy of the mixed answer, or of another network
+               name: str = 'mix',                                   # of that
+               width: float = 8.6) -> Picture:                      # inches
     "Test accuracy of each class by each head, largest class first; a level mark for the mix"
     order, heads = by_size(experts.counts), list(experts.by_class)
     if len(order) > 20:
         figure = expert_accuracy(experts)
         if mix is not None: figure.axes[0].plot(smooth(mix[order], len(order) // 12) if len(order) > 40 else mix[order], color=COLOURS['other'], lw=1, ls=(0, (3, 2)))
-        figure.set_size_inches(8.6, 2.7)
+        figure.set_size_inches(width, 2.7)
         return figure
-    figure, ax = new_figure(8.6, 2.5)
-    width = .84 / len(heads)
-    for i, h in enumerate(heads): ax.bar(np.arange(len(order)) + (i - (len(heads) - 1) / 2) * width, np.nan_to_num(experts.by_class[h][order]), width * .92, color=COLOURS[h], label=NAMES[h])
+    figure, ax = new_figure(width, 2.5)
+    bar = .84 / len(heads)
+    for i, h in enumerate(heads): ax.bar(np.arange(len(order)) + (i - (len(heads) - 1) / 2) * bar, np.nan_to_num(experts.by_class[h][order]), bar * .92, color=COLOURS[h], label=NAMES[h])
     if mix is not None: ax.hlines(mix[order], np.arange(len(order)) - .44, np.arange(len(order)) + .44, color=COLOURS['other'], lw=2)
-    if len(heads) > 1: ax.plot([], [], color=COLOURS['other'], lw=2, label='mix')
+    if len(heads) > 1 or mix is not None: ax.plot([], [], color=COLOURS['other'], lw=2, label=shorten(name))
     start = 0
     for g, classes in experts.groups.items():
         if start and classes: ax.axvline(start - .5, color=COLOURS['line'], lw=.8)
@@ -167,7 +169,7 @@ def disputed(experts: Experts, which: str, number: int = 8, page: int = 0) -> np
     first = one_of_each(found, experts.labels, len(experts.counts))
     return np.concatenate([first, found[~np.isin(found, first)]]).astype(int)[page * number:(page + 1) * number]
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #49b9f6db
+# %% ../../nbs/widgets/34_expert_view.ipynb #e4a290e2
 class ExpertView(View):
     "CLS, DIST and their mixes, class by class"
     watches = ('run',)
@@ -179,7 +181,7 @@ class ExpertView(View):
         self.share = bind(self.state, 'share', FloatSlider(min=0, max=1, step=.01, description='CLS share', tooltip='0 is DIST alone, 0.5 the average, 1 CLS alone', readout_format='.2f'))
         self.of = bind(self.state, 'mix', menu('mix of', 'What is mixed', MIXES, self.state.mix))
         self.which = bind(self.state, 'dispute', menu('images', 'On which images', DISAGREEMENTS, self.state.dispute))
-        self.more, self.ask, self.page = Button(description='more', tooltip='The next images on which they disagree'), Button(description='Ask the teacher', tooltip='Puts up to 2000 test images through the teacher'), 0
+        self.more, self.ask, self.page = Button(description='more', tooltip='The next images on which they disagree'), Button(layout=dict(align_self='flex-start'), description='Ask the teacher', tooltip='Puts up to 2000 test images through the teacher'), 0
         self.thumbs = [(Image(format='png'), HTML(), Button(description='open', tooltip='Show this image in the attention view')) for _ in range(8)]
         for i, (_, _, button) in enumerate(self.thumbs): button.on_click(lambda b, i=i: self.open(i))
         self.more.on_click(lambda b: self.turn(self.page + 1))
