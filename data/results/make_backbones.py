@@ -24,7 +24,7 @@ from vitnb.training.runs import versions
 
 HERE = Path(__file__).parent
 BACKBONES = {'ViT': 'nano', 'NiNformer': 'ninformer-nano', 'EfficientFormer': 'efficientformer-nano', 'Next-ViT': 'nextvit-nano'}
-LABELS = dict(loss='balanced-softmax')
+LABELS, EPOCHS = dict(loss='balanced-softmax'), 20
 ROWS = {    # name → (backbone, method, its name, what is changed of its defaults)
     **{name: (name, ViT, 'vit', LABELS) for name in BACKBONES},
     'ViT, DeiT-LT': ('ViT', DeiTLT, 'deit-lt', {}),
@@ -67,7 +67,7 @@ def run_seed(given, results: Path, saved: dict, seed: int):
     for name in todo:
         backbone, method, method_name, changes = ROWS[name]
         start = time.monotonic()
-        run = once(method(student=BACKBONES[backbone], seed=seed, epochs=1 if given.tiny else 40, **changes), method_name, given.folder/f'seed-{seed}'/slug(name), data)
+        run = once(method(student=BACKBONES[backbone], seed=seed, epochs=1 if given.tiny else EPOCHS, **changes), method_name, given.folder/f'seed-{seed}'/slug(name), data)
         with tempfile.TemporaryDirectory() as folder: files = {f: export_model(run, Path(folder)/f, f, data.test.images) for f in FORMATS}
         saved['rows'].append(dict(name=name, backbone=backbone, **row(run), exported={f: dict(difference=e.difference, images=e.images, merged=e.merged) for f, e in files.items()}))
         keep(results, saved)
