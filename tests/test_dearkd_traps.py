@@ -11,7 +11,7 @@ from conftest import ROOT, some
 from vitnb.core import UserError
 from vitnb.data.batches import AugmentConfig, make_batch
 from vitnb.methods.datafree import InversionConfig, batch_labels, batch_norms, invert, listening, terms, variety_loss
-from vitnb.methods.deit import packaged_teachers
+from vitnb.models.any_teacher import packaged_teachers
 from vitnb.methods.dearkd import DearKD, TwoStages, extra_images, logit_distance
 from vitnb.methods.imported import export_checkpoint
 from vitnb.methods.registry import resume

@@ -14,6 +14,7 @@ from vitnb.methods.teacher import Teacher
 from vitnb.methods.vit import ViT
 from vitnb.models.mhca import with_mhca
 from vitnb.models.student import backbones, make_student, read_weights, save_weights, student_config
+from vitnb.training.load import load_student, load_test_images
 from vitnb.training.runs import open_run
 from vitnb.training.train import train
 
@@ -41,10 +42,10 @@ def test_command_writes_the_format_of_the_ending(runs, kind, tmp_path, capsys):
     for name, format in (('s.onnx', 'onnx'), ('s.pt2', 'torch-export')):
         status, out, err = said(capsys, 'export', runs/kind, tmp_path/name)
         assert status == 0 and f'({format}, ' in out and ' test images: every label the same' in out and not err, (out, err)
-    images = deploy.run_images(run := open_run(runs/kind)).images[:7]
+    images = load_test_images(run := open_run(runs/kind)).images[:7]
     about = run.config['data']
     x = normalise(images, about['mean'], about['std'])
-    with torch.no_grad(): ours = deploy.student_of(run)(x).avg
+    with torch.no_grad(): ours = load_student(run)(x).avg
     program = torch.export.load(tmp_path/'s.pt2', extra_files=(extra := {'metadata.json': ''}))
     for theirs in (deploy.open_onnx(tmp_path/'s.onnx')(x)['avg'], program.module()(x)['avg']): assert torch.allclose(ours, theirs, atol=1e-4)
     assert json.loads(json.loads(extra['metadata.json'])['mean']) == about['mean']

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 from vitnb.analysis.analyse import AnalyseConfig, analyse
-from vitnb.analysis.attention import attention_maps, block_map, head_vectors, load_model, rollout
+from vitnb.analysis.attention import attention_maps, block_map, head_vectors, rollout
 from vitnb.analysis.features import View, collect_tokens, view_of_run
 from vitnb.analysis.heads import ablated_logits
 from vitnb.core import UserError
 from vitnb.data.sets import long_tailed
-from vitnb.methods.deit import packaged_teachers
+from vitnb.models.any_teacher import packaged_teachers
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.vit import ViT
 from vitnb.models.efficientformer import EfficientFormer, EfficientFormerConfig
 from vitnb.models.ninformer import NiNformer
 from vitnb.models.student import make_student, read_about, student_config
+from vitnb.training.load import load_model
 from vitnb.training.train import train
 
 VIEW = View((.286,), (.353,))

@@ -11,13 +11,14 @@ import numpy as np, torch
 from make_demo import once
 from make_deit_lt import HERE, network, plan, slug
 from dataclasses import replace
-from vitnb.analysis.attention import attention_means, load_student, load_test_images, stream_attention
+from vitnb.analysis.attention import attention_means, stream_attention
 from vitnb.analysis.diversity import diversity
 from vitnb.analysis.features import view_of_run
 from vitnb.analysis.heads import uniform_distance
 from vitnb.analysis.rank import ranks
 from vitnb.core import UserError, whole_file
 from vitnb.data.sets import long_tailed
+from vitnb.training.load import load_student, load_test_images
 from vitnb.training.runs import Run
 
 PAIRS = ((0, 0), (1, 1), (2, 2))
