@@ -7,6 +7,8 @@ Five stages, each of which goes on from where it was stopped: a supernet for eac
 supernet is slimmed to the given shares (per cent) of the largest network's latency; the plans that were found are measured as whole
 networks, and rivals are chosen that take as long or longer (the fastest of those that are not faster than the slimmed network, so a
 doubt is in the rivals' favour); all are trained from the start with the same settings, as many images in the same order.
+Supernet and search set a tenth of the images aside, by which the search chooses; when the plans are trained nothing is chosen any more,
+so there is no validation part, and the last weights count.
 Everything is written to data/results/slimming_SIZE.json after each run, which then is not run again; --list says what is missing.
 The two stages that measure, `table` and `latency`, want a machine that does nothing else; they take seconds.
 --most N ends after N trainings. --tiny is a rehearsal of every row; its numbers mean nothing and go to another file.
@@ -26,18 +28,18 @@ from vitnb.training.runs import versions
 
 HERE, BATCH = Path(__file__).parent, 32       # images at a time in what is measured
 PLAIN = AugmentConfig(erase=0, mixup=0, cutmix=0, smoothing=0)     # crop and flip: a few epochs are too short for more
-SIZES = dict(small=dict(space=dict(widths=(32, 64, 96, 128), depths=(2, 2, 3, 3)), shared=dict(epochs=6, batch_size=64, lr=2e-3)),
-             full=dict(space=dict(widths=(48, 96, 160, 224), depths=(2, 2, 6, 4)), shared=dict(epochs=60, batch_size=128, lr=2e-3)))
+SIZES = dict(small=dict(space=dict(widths=(16, 32, 64, 96), depths=(2, 2, 3, 3)), step=8, shared=dict(epochs=5, batch_size=64, lr=2e-3)),     # step: of the widths
+             full=dict(space=dict(widths=(48, 96, 160, 224), depths=(2, 2, 6, 4)), step=16, shared=dict(epochs=60, batch_size=128, lr=2e-3)))
 ROWS = ('all of the supernet', 'slimmed', 'uniform scaling', 'importance alone', 'random plan 1', 'random plan 2', 'random plan 3')
 
 
-def settings(kind, given, seed: int, **more):
+def settings(kind, given, seed: int, val_fraction: float = 0., **more):
     "Settings of a supernet or of a plan: the same for all"
     shared = dict(SIZES[given.size]['shared'], epochs=1) if given.tiny else SIZES[given.size]['shared']
-    return kind(data=DataConfig(subset_seed=seed + 1, n_max=100 if given.tiny else None), augment=PLAIN, loss='balanced-softmax', seed=seed, **shared, **more)
+    return kind(data=DataConfig(subset_seed=seed + 1, n_max=100 if given.tiny else None, val_fraction=val_fraction), augment=PLAIN, loss='balanced-softmax', seed=seed, **shared, **more)
 
 
-def supernet_settings(given, seed: int) -> Slimming: return settings(Slimming, given, seed, **SIZES[given.size]['space'])
+def supernet_settings(given, seed: int) -> Slimming: return settings(Slimming, given, seed, .1, **SIZES[given.size]['space'])
 
 
 def main():
@@ -91,7 +93,7 @@ def table(given, found: Results):
     "Measure what the pieces take here"
     print(f'latency table: {"measured" if found.all["table"] else "missing"}', flush=True)
     if found.all['table'] or given.list: return
-    start, measured = time.monotonic(), latency_table(space(given), BATCH, 3 if given.tiny else 15)
+    start, measured = time.monotonic(), latency_table(space(given), BATCH, 3 if given.tiny else 25, step=SIZES[given.size]['step'])
     found.all['table'] = asdict(measured)
     found.all['machine'] = dict(versions(), threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
     found.write()
@@ -120,7 +122,7 @@ def nearest(candidates: list, ms: dict[str, float], target: float):
 
 def latencies(given, found: Results):
     "Choose rivals of equal latency, measured as whole networks"
-    base, table, wanted = space(given), found.table, []
+    base, table, wanted, step = space(given), found.table, [], SIZES[given.size]['step']
     start = largest_subnet(base)
     whole = table.ms(start.plan)
     for seed in given.seeds:
@@ -132,10 +134,10 @@ def latencies(given, found: Results):
     pools = []
     for seed, share, s in wanted:
         slimmed, budget = read_plan(next(t['plan'] for t in s['steps'] if t['ms'] <= whole * share / 100)), whole * share / 100
-        by_importance = [t.subnet.plan for t in slim_by_importance(start, s['importance'], table.ms, .85 * budget)]
-        pools.append({'slimmed': [slimmed], 'uniform scaling': list(dict.fromkeys(uniform_plan(start.plan, f) for f in np.arange(.2, 1., .02))),
+        by_importance = [t.subnet.plan for t in slim_by_importance(start, s['importance'], table.ms, .85 * budget, step)]
+        pools.append({'slimmed': [slimmed], 'uniform scaling': list(dict.fromkeys(uniform_plan(start.plan, f, 2) for f in np.arange(.2, 1., .03))),
                       'importance alone': [p for p in by_importance if table.ms(p) < 1.2 * budget] or by_importance[-1:],
-                      **{f'random plan {i + 1}': [random_plan(start.plan, table.ms, .9 * budget, 1.15 * budget, 10_000 * seed + 1000 * i + 100 * (share == given.shares[0]) + k) for k in range(4)] for i in range(3)}})
+                      **{f'random plan {i + 1}': [random_plan(start.plan, table.ms, .9 * budget, 1.15 * budget, 10_000 * seed + 1000 * i + 100 * (share == given.shares[0]) + k, step) for k in range(4)] for i in range(3)}})
     plans = list({str(p): p for pool in pools for group in pool.values() for p in group}.values()) + [start.plan]
     begin, ms = time.monotonic(), {}
     ms = dict(zip(map(str, plans), measured_ms(plans, base, BATCH, 3 if given.tiny else 15)))

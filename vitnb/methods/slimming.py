@@ -34,7 +34,7 @@ __all__ = ['AXES', 'BATCH_NORM', 'Plan', 'plan_of', 'read_plan', 'MixedBlock', '
            'take_statistics', 'subnet_accuracy', 'uniform_plan', 'random_plan', 'slim_by_importance', 'Slimming',
            'search_space', 'of_same_stages', 'Slimmed', 'load_supernet', 'search']
 
-# %% ../../nbs/methods/60_slimming.ipynb #c272effd
+# %% ../../nbs/methods/60_slimming.ipynb #d0dd7ec7
 @dataclass(frozen=True)
 class Plan:
     "The shape of an EfficientFormer"
@@ -44,7 +44,8 @@ class Plan:
 
     def __post_init__(self):
         for name in ('widths', 'depths'): object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.widths) != len(self.depths) or min(self.widths + self.depths, default=0) < 1: raise UserError(f'plan {self}: give each stage a width and one block or more')
+        if len(self.widths) != len(self.depths) or min(self.depths, default=0) < 1: raise UserError(f'plan {self}: give each stage a width and one block or more')
+        if min(self.widths) < 2 or max(self.widths) > 8192 or max(self.depths) > 1000: raise UserError(f'plan {self}: a stage has 2 to 8192 channels and 1000 blocks at most')
         if not 1 <= self.num_3d <= self.depths[-1]: raise UserError(f'plan {self}: {self.num_3d} token blocks do not fit, the last stage has {self.depths[-1]} blocks and one or more of them are token blocks')
 
     def __str__(self): return '/'.join(('-'.join(map(str, self.widths)), '-'.join(map(str, self.depths)), str(self.num_3d)))
