@@ -106,12 +106,18 @@ def searches(given, found: Results):
         done, folder = found.of('searches', seed=seed), found.folder/f'seed-{seed}'/'supernet'
         print(f'search of seed {seed}: {"done" if done else "missing"}', flush=True)
         if done or given.list or not (folder/'model.safetensors').exists(): continue
-        start, (supernet, data) = time.process_time(), load_supernet(folder)
-        way = search(supernet, data, found.table, min(given.shares) / 100, choose_bf16('auto', torch.device('cpu')))
-        steps = [dict(words=s.words, kind=s.kind, plan=str(s.subnet.plan), ms=s.ms, accuracy=s.accuracy, tried=s.tried) for s in way]
-        found.all['searches'].append(dict(seed=seed, importance=importances(supernet), steps=steps, seconds=time.process_time() - start))
+        if not (path := folder.parent/'search.json').exists(): path.write_text(json.dumps(one_search(given, found, folder, seed)))
+        found.all['searches'].append(json.loads(path.read_text()))
         found.write()
-        print(f'  {len(way) - 1} actions, {time.process_time() - start:.0f} s of the processor: {way[-1].subnet.plan}', flush=True)
+
+
+def one_search(given, found: Results, folder: Path, seed: int) -> dict:
+    "The way of one search"
+    start, (supernet, data) = time.process_time(), load_supernet(folder)
+    way = search(supernet, data, found.table, min(given.shares) / 100, choose_bf16('auto', torch.device('cpu')))
+    steps = [dict(words=s.words, kind=s.kind, plan=str(s.subnet.plan), ms=s.ms, accuracy=s.accuracy, tried=s.tried) for s in way]
+    print(f'  {len(way) - 1} actions, {time.process_time() - start:.0f} s of the processor: {way[-1].subnet.plan}', flush=True)
+    return dict(seed=seed, importance=importances(supernet), steps=steps, seconds=time.process_time() - start)
 
 
 def nearest(candidates: list, ms: dict[str, float], target: float):
@@ -173,7 +179,7 @@ def one_training(given, found: Results, name: str, seed: int, share: int, plan: 
     run = once(config, 'slimmed', found.folder/f'seed-{seed}'/f'{re.sub("[^a-z0-9]+", "-", name)}-{share}', long_tailed(config.data))
     test = run.status['test']['avg']
     found.all['rows'].append(dict(name=name, seed=seed, share=share, **plan, test=test, parameters=sum(p.numel() for p in read_plan(plan['plan']).config(space(given)).build().parameters()),
-                                  epochs=config.epochs, loss=[m['loss'] for m in run.metrics][-1], seconds=time.process_time() - start))
+                                  epochs=config.epochs, loss=[m['loss'] for m in run.metrics][-1], seconds=run.status['seconds']))
     found.write()
     print(f'  {time.process_time() - start:.0f} s of the processor: {test["overall"]:.1f} %', flush=True)
 

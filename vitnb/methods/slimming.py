@@ -479,7 +479,7 @@ def of_same_stages(plan: Plan, shape: EfficientFormerConfig, name: str) -> Plan:
     if len(plan.widths) != len(shape.embed_dims): raise UserError(f'the plan {plan} has {len(plan.widths)} stages, {name} has {len(shape.embed_dims)}: give each of them a width and a depth')
     return plan
 
-# %% ../../nbs/methods/60_slimming.ipynb #86674dcc
+# %% ../../nbs/methods/60_slimming.ipynb #d6027617
 @register('slimmed')
 @dataclass(frozen=True)
 class Slimmed(ViT):
@@ -494,7 +494,8 @@ class Slimmed(ViT):
         choose('EfficientFormer', self.student, EfficientFormerConfig.PRESETS)
         shape = EfficientFormerConfig.of_preset(self.student, data.img_size, data.channels, data.num_classes, self.patch_size, self.drop_path, use_dist)
         if self.plan: shape = of_same_stages(read_plan(self.plan), shape, self.student).config(shape)
-        about = dict(about_student(self.mhca.of(shape)), fingerprint=fingerprint(data.train), mean=data.mean, std=data.std, class_names=data.train.class_names)
+        shape = self.mhca.of(shape)      # says that there is none
+        about = dict(about_student(shape), fingerprint=fingerprint(data.train), mean=data.mean, std=data.std, class_names=data.train.class_names)
         return make_student(shape, self.seed).to(device, memory_format=torch.channels_last), about
 
 # %% ../../nbs/methods/60_slimming.ipynb #858723db
