@@ -498,7 +498,7 @@ class Slimmed(ViT):
         about = dict(about_student(shape), fingerprint=fingerprint(data.train), mean=data.mean, std=data.std, class_names=data.train.class_names)
         return make_student(shape, self.seed).to(device, memory_format=torch.channels_last), about
 
-# %% ../../nbs/methods/60_slimming.ipynb #858723db
+# %% ../../nbs/methods/60_slimming.ipynb #a6cf585c
 def load_supernet(run: str | Path) -> tuple[Supernet, LongTailed]:
     "The supernet of a finished run of `slimming`, and its data"
     run = open_run(run)
@@ -512,7 +512,9 @@ def load_supernet(run: str | Path) -> tuple[Supernet, LongTailed]:
 
 def search(supernet: Supernet, data: LongTailed, table: LatencyTable,
            share: float = .5,          # of the largest network's latency that is left
-           bf16: bool = False) -> list[Step]:
+           bf16: bool = False,
+           calibration: int = 1024,    # training images for the batch norms of each subnet
+          ) -> list[Step]:
     "Slim a trained supernet to a share of its latency"
     start = largest_subnet(supernet.config)
-    return slim(start, importances(supernet), table.ms, subnet_accuracy(supernet, data, bf16), share * table.ms(start.plan), table.about.get('step', 16))
+    return slim(start, importances(supernet), table.ms, subnet_accuracy(supernet, data, bf16, calibration), share * table.ms(start.plan), table.about.get('step', 16))
