@@ -10,7 +10,8 @@ doubt is in the rivals' favour); all are trained from the start with the same se
 Supernet and search set a tenth of the images aside, by which the search chooses; when the plans are trained nothing is chosen any more,
 so there is no validation part, and the last weights count.
 Everything is written to data/results/slimming_SIZE.json after each run, which then is not run again; --list says what is missing.
-The two stages that measure, `table` and `latency`, want a machine that does nothing else; they take seconds.
+The two stages that measure, `table` and `latency`, want a machine that does nothing else; they take seconds. The tenth percentile of
+the repeats counts, which other programs disturb least.
 --most N ends after N trainings. --tiny is a rehearsal of every row; its numbers mean nothing and go to another file.
 """
 import argparse, json, re, time
@@ -21,8 +22,9 @@ from make_demo import once
 from vitnb.core import UserError, whole_file
 from vitnb.data.batches import AugmentConfig
 from vitnb.data.sets import DataConfig, long_tailed
-from vitnb.methods.slimming import (LatencyTable, Slimmed, Slimming, largest_subnet, latency_table, load_supernet, importances, measured_ms, plan_of,
-                                    random_plan, read_plan, search, slim_by_importance, uniform_plan, within)
+from vitnb.methods.slimming import (LatencyTable, Slimmed, Slimming, importances, largest_subnet, latency_table, load_supernet, measured_ms,
+                                    random_plan, read_plan, search, slim_by_importance, uniform_plan)
+from vitnb.models.student import read_weights
 from vitnb.training.loop import choose_bf16
 from vitnb.training.runs import versions
 
@@ -93,7 +95,7 @@ def table(given, found: Results):
     "Measure what the pieces take here"
     print(f'latency table: {"measured" if found.all["table"] else "missing"}', flush=True)
     if found.all['table'] or given.list: return
-    start, measured = time.monotonic(), latency_table(space(given), BATCH, 3 if given.tiny else 25, step=SIZES[given.size]['step'])
+    start, measured = time.monotonic(), latency_table(space(given), BATCH, 3 if given.tiny else 25, step=SIZES[given.size]['step'], quantile=.1)
     found.all['table'] = asdict(measured)
     found.all['machine'] = dict(versions(), threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
     found.write()
@@ -147,7 +149,7 @@ def latencies(given, found: Results):
                       **{f'random plan {i + 1}': [random_plan(start.plan, table.ms, .9 * budget, 1.15 * budget, 100_000 * seed + 10_000 * i + 100 * share + k, step) for k in range(2)] for i in range(3)}})
     plans = list({str(p): p for pool in pools for group in pool.values() for p in group}.values()) + [start.plan]
     begin, ms = time.monotonic(), {}
-    ms = dict(zip(map(str, plans), measured_ms(plans, base, BATCH, 3 if given.tiny else 11)))
+    ms = dict(zip(map(str, plans), measured_ms(plans, base, BATCH, 3 if given.tiny else 15, quantile=.1)))
     print(f'  {len(plans)} networks measured in {time.monotonic() - begin:.0f} s', flush=True)
     for (seed, share, _), pool in zip(wanted, pools):
         target = ms[str(pool['slimmed'][0])]
@@ -177,10 +179,12 @@ def trainings(given, found: Results):
 
 def one_training(given, found: Results, name: str, seed: int, share: int, plan: dict):
     config, start = settings(Slimmed, given, seed, plan=plan['plan']), time.process_time()
-    run = once(config, 'slimmed', found.folder/f'seed-{seed}'/f'{re.sub("[^a-z0-9]+", "-", name)}-{share}', long_tailed(config.data))
-    test = run.status['test']['avg']
+    data = long_tailed(config.data)
+    run = once(config, 'slimmed', found.folder/f'seed-{seed}'/f'{re.sub("[^a-z0-9]+", "-", name)}-{share}', data)
+    test, weights = run.status['test']['avg'], read_weights(run.path/'model.safetensors')[0]
+    scales = [w.abs().mean().item() for name, w in weights.items() if name.endswith('ls2.gamma')]
     found.all['rows'].append(dict(name=name, seed=seed, share=share, **plan, test=test, parameters=sum(p.numel() for p in read_plan(plan['plan']).config(space(given)).build().parameters()),
-                                  epochs=config.epochs, loss=[m['loss'] for m in run.metrics][-1], seconds=run.status['seconds']))
+                                  scale=float(np.mean(scales)), updates=config.epochs * (len(data.train) // config.batch_size), loss=[m['loss'] for m in run.metrics][-1], seconds=run.status['seconds']))
     found.write()
     print(f'  {time.process_time() - start:.0f} s of the processor: {test["overall"]:.1f} %', flush=True)
 
