@@ -10,8 +10,9 @@ doubt is in the rivals' favour); all are trained from the start with the same se
 Supernet and search set a tenth of the images aside, by which the search chooses; when the plans are trained nothing is chosen any more,
 so there is no validation part, and the last weights count.
 Everything is written to data/results/slimming_SIZE.json after each run, which then is not run again; --list says what is missing.
-The two stages that measure, `table` and `latency`, want a machine that does nothing else; they take seconds. The tenth percentile of
-the repeats counts, which other programs disturb least.
+The two stages that measure, `table` and `latency`, want a machine that does nothing else; they take seconds. Of the pieces the tenth
+percentile of the repeats counts, and of whole networks the time of the processor (on one thread, OMP_NUM_THREADS=1), because
+other programs disturb those least.
 --most N ends after N trainings. --tiny is a rehearsal of every row; its numbers mean nothing and go to another file.
 """
 import argparse, json, re, time
@@ -149,7 +150,7 @@ def latencies(given, found: Results):
                       **{f'random plan {i + 1}': [random_plan(start.plan, table.ms, .9 * budget, 1.15 * budget, 100_000 * seed + 10_000 * i + 100 * share + k, step) for k in range(2)] for i in range(3)}})
     plans = list({str(p): p for pool in pools for group in pool.values() for p in group}.values()) + [start.plan]
     begin, ms = time.monotonic(), {}
-    ms = dict(zip(map(str, plans), measured_ms(plans, base, BATCH, 3 if given.tiny else 15, quantile=.1)))
+    ms = dict(zip(map(str, plans), measured_ms(plans, base, BATCH, 3 if given.tiny else 15, quantile=.25, clock=time.process_time)))
     print(f'  {len(plans)} networks measured in {time.monotonic() - begin:.0f} s', flush=True)
     for (seed, share, _), pool in zip(wanted, pools):
         target = ms[str(pool['slimmed'][0])]

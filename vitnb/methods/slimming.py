@@ -205,7 +205,7 @@ def stem_weights(stem: nn.Module, kept: Tensor) -> dict[str, Tensor]:
     between = stem.norm1.weight.abs() * stem.conv2.weight.transpose(0, 1).flatten(1).norm(dim=1)
     return taken(stem.state_dict(), axes, c=kept, h=best(between, len(kept) // 2))
 
-# %% ../../nbs/methods/60_slimming.ipynb #a5eb1454
+# %% ../../nbs/methods/60_slimming.ipynb #ce8c5584
 def folded(model: nn.Module) -> nn.Module:
     "A copy for inference, in which convolutions have swallowed the batch norms that follow them"
     model = copy.deepcopy(model).eval()
@@ -219,15 +219,16 @@ def folded(model: nn.Module) -> nn.Module:
 @torch.inference_mode()
 def interleaved_ms(actions: Mapping[str, Callable], repeats: int, device: torch.device | str = 'cpu',
                    quantile: float = .5,      # .5: the median; lower where other programs interrupt
+                   clock: Callable[[], float] = time.perf_counter,    # or `time.process_time`, on one thread of a busy CPU
                   ) -> dict[str, float]:
     "The time of each action in milliseconds, when they take turns"
     wait = getattr(torch, torch.device(device).type).synchronize
     times: dict[str, list[float]] = {name: [] for name in actions}
     for repeat in range(repeats + 2):       # two to warm up
         for name, act in actions.items():
-            wait(); start = time.perf_counter()
+            wait(); start = clock()
             act(); wait()
-            if repeat > 1: times[name].append(1000 * (time.perf_counter() - start))
+            if repeat > 1: times[name].append(1000 * (clock() - start))
     return {name: float(np.quantile(t, quantile)) for name, t in times.items()}
 
 # %% ../../nbs/methods/60_slimming.ipynb #f9ac4205
@@ -314,12 +315,13 @@ def latency_table(base: EfficientFormerConfig,     # the supernet's shape
     about = dict(device=str(device), threads=torch.get_num_threads(), batch=batch, repeats=repeats, quantile=quantile, step=step, torch=torch.__version__)
     return LatencyTable(monotone(measured), about)
 
-# %% ../../nbs/methods/60_slimming.ipynb #771d6a9b
-def measured_ms(plans: Sequence[Plan], base: EfficientFormerConfig, batch: int = 32, repeats: int = 30, device: torch.device | str = 'cpu', quantile: float = .5) -> list[float]:
+# %% ../../nbs/methods/60_slimming.ipynb #50159863
+def measured_ms(plans: Sequence[Plan], base: EfficientFormerConfig, batch: int = 32, repeats: int = 30, device: torch.device | str = 'cpu',
+                quantile: float = .5, clock: Callable[[], float] = time.perf_counter) -> list[float]:
     "The latency of whole networks in inference form, measured in turns; in milliseconds"
     x = torch.randn(batch, base.in_chans, base.img_size, base.img_size, device=device)
     networks = {str(plan): folded(plan.config(base).build()).to(device) for plan in plans}
-    ms = interleaved_ms({name: lambda m=network: m(x) for name, network in networks.items()}, repeats, device, quantile)
+    ms = interleaved_ms({name: lambda m=network: m(x) for name, network in networks.items()}, repeats, device, quantile, clock)
     return [ms[str(plan)] for plan in plans]
 
 # %% ../../nbs/methods/60_slimming.ipynb #2fa6915b
