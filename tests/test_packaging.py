@@ -55,7 +55,7 @@ def test_wheel_holds_the_package_and_its_data(built):
     licences = {n.partition('.dist-info/licenses/')[2] for n in names if '.dist-info/licenses/' in n}
     assert licences == {'LICENSE', *(n for n in DATA if Path(n).name.startswith('LICENSE'))}
     assert 'License-Expression: Apache-2.0 AND MIT' in metadata and 'vitnb/py.typed' in names
-    assert all(f'Provides-Extra: {extra}\n' in metadata for extra in ('lab', 'app', 'dev')) and 'Python :: 3.13' in metadata
+    assert all(f'Provides-Extra: {extra}\n' in metadata for extra in ('lab', 'app', 'export', 'dev')) and 'Python :: 3.13' in metadata
     plain = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra ==' not in line]
     assert not [line for line in plain if 'nbdev' in line or 'fastcore' in line]
     assert not [n for n, text in code.items() for line in text.splitlines() if line.split()[:1] in (['import'], ['from']) and

@@ -293,16 +293,36 @@ def import_data(options: Import):    # a `DataConfig`
     given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
     return replace(_recipe(kind, options.recipe or 'fashion-mnist-lt').data, **given)
 
-# %% ../nbs/90_cli.ipynb #47179ff7
-def export_command(run: Path, file: Path):
-    """write a run's student for the official code and timm
+# %% ../nbs/90_cli.ipynb #70671e79
+def export_command(run: Path, file: Path, format: str | None = None, latency: bool = False):
+    """write a run's student for the official code and timm, or as one file for a runtime
 
     Args:
         run: a run folder
-        file: the .pth file to write"""
-    from vitnb.methods.imported import export_checkpoint
+        file: the file to write
+        format: official, for the authors' code and timm; onnx or torch-export, merged and compared on every test image (default: by the file's ending, .onnx, .pt2, or else official)
+        latency: also measure the student here, in PyTorch, compiled, and in ONNX Runtime"""
     from vitnb.training.runs import open_run
-    print(f'written: {export_checkpoint(open_run(run), file)}')
+    if format is None: format = {'.onnx': 'onnx', '.pt2': 'torch-export'}.get(file.suffix, 'official')
+    choose('format', format, ('official', 'onnx', 'torch-export'))
+    if latency: _check_latency()
+    if format == 'official':
+        from vitnb.methods.imported import export_checkpoint
+        print(f'written: {export_checkpoint(open_run(run), file)}', flush=True)
+    else:
+        from vitnb.methods.deploy import export_model
+        print(export_model(open_run(run), file, format), flush=True)
+    if latency: _print_latency(open_run(run))
+
+def _check_latency():
+    "Say at once what is missing, not after the file is written"
+    from vitnb.methods.deploy import check_installed
+    check_installed('onnx', 'onnxscript', 'onnxruntime')
+
+def _print_latency(run):
+    from vitnb.methods.deploy import latencies, latency_table, student_of
+    print('measuring; torch.compile takes a minute or so', flush=True)
+    print(latency_table(latencies(student_of(run))))
 
 # %% ../nbs/90_cli.ipynb #457e6748
 def generate_command(arguments: Sequence[str]):
@@ -389,7 +409,7 @@ def demo_table(vit, deit_lt) -> str:
     return (f'{text}\n\nDeiT-LT over ViT: {b["avg"]["overall"] - a["avg"]["overall"]:+.1f} points overall, {b["avg"]["tail"] - a["avg"]["tail"]:+.1f} in the tail'
             f'\nDIST over CLS:    {b["dist"]["tail"] - b["cls"]["tail"]:+.1f} points in the tail, {b["dist"]["head"] - b["cls"]["head"]:+.1f} in the head')
 
-# %% ../nbs/90_cli.ipynb #a414d9da
+# %% ../nbs/90_cli.ipynb #f5b748e8
 COMMANDS = dict(demo='train ViT and DeiT-LT on long-tailed images and compare them, in minutes',
                 doctor='look at your images and this machine, and say what to train',
                 train='train a method: vitnb train METHOD [options]',
@@ -401,7 +421,7 @@ COMMANDS = dict(demo='train ViT and DeiT-LT on long-tailed images and compare th
                 analyse='compute the standard analyses of a run into its folder',
                 runs='list the runs',
                 generate='make images from a CNN, without any real one',
-                export='write a run for the official code and timm')
+                export='write a run for the official code and timm, or for ONNX and torch.export')
 COMMANDS['import'] = 'make a run of a released checkpoint'
 
 def usage() -> str:
