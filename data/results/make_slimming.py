@@ -32,6 +32,7 @@ from vitnb.training.runs import versions
 HERE, BATCH = Path(__file__).parent, 32       # images at a time in what is measured
 PLAIN = AugmentConfig(erase=0, mixup=0, cutmix=0, smoothing=0)     # crop and flip: a few epochs are too short for more
 SIZES = dict(small=dict(space=dict(widths=(16, 32, 64, 96), depths=(2, 2, 3, 3)), step=8, shared=dict(batch_size=64, lr=2e-3), epochs=(5, 4)),     # step: of the widths; epochs: of the supernet, and of each plan
+             medium=dict(space=dict(widths=(16, 32, 64, 96), depths=(2, 2, 3, 3)), step=8, shared=dict(batch_size=64, lr=2e-3), epochs=(15, 20)),     # the same, trained long enough for blocks to matter
              full=dict(space=dict(widths=(48, 96, 160, 224), depths=(2, 2, 6, 4)), step=16, shared=dict(batch_size=128, lr=2e-3), epochs=(60, 60)))
 ROWS = ('all of the supernet', 'slimmed', 'uniform scaling', 'importance alone', 'random plan 1', 'random plan 2', 'random plan 3')
 
