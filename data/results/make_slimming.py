@@ -186,7 +186,7 @@ def one_training(given, found: Results, name: str, seed: int, share: int, plan: 
     test, weights = run.status['test']['avg'], read_weights(run.path/'model.safetensors')[0]
     scales = [w.abs().mean().item() for name, w in weights.items() if name.endswith('ls2.gamma')]
     found.all['rows'].append(dict(name=name, seed=seed, share=share, **plan, test=test, parameters=sum(p.numel() for p in read_plan(plan['plan']).config(space(given)).build().parameters()),
-                                  scale=float(np.mean(scales)), updates=config.epochs * (len(data.train) // config.batch_size), loss=[m['loss'] for m in run.metrics][-1], seconds=run.status['seconds']))
+                                  scale=float(np.mean(scales)), epochs=config.epochs, updates=config.epochs * (len(data.train) // config.batch_size), loss=[m['loss'] for m in run.metrics][-1], seconds=run.status['seconds']))
     found.write()
     print(f'  {time.process_time() - start:.0f} s of the processor: {test["overall"]:.1f} %', flush=True)
 
