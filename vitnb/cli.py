@@ -312,7 +312,7 @@ def import_data(options: Import):    # a `DataConfig`
     given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
     return replace(_recipe(kind, options.recipe or 'fashion-mnist-lt').data, **given)
 
-# %% ../nbs/90_cli.ipynb #70671e79
+# %% ../nbs/90_cli.ipynb #9c1df379
 def export_command(run: Path, file: Path, format: str | None = None, latency: bool = False):
     """write a run's student for the official code and timm, or as one file for a runtime
 
@@ -339,9 +339,10 @@ def _check_latency():
     check_installed('onnx', 'onnxscript', 'onnxruntime')
 
 def _print_latency(run):
-    from vitnb.methods.deploy import latencies, latency_table, student_of
+    from vitnb.methods.deploy import latencies, latency_table
+    from vitnb.training.load import load_student
     print('measuring; torch.compile takes a minute or so', flush=True)
-    print(latency_table(latencies(student_of(run))))
+    print(latency_table(latencies(load_student(run))))
 
 # %% ../nbs/90_cli.ipynb #457e6748
 def generate_command(arguments: Sequence[str]):

@@ -113,14 +113,13 @@ def class_bars(experts: Experts, mix: np.ndarray | None = None,     # (C,) accur
     ax.legend(frameon=False, fontsize=SIZE, loc='lower right', ncols=4, bbox_to_anchor=(1, 1), handlelength=.8, handletextpad=.4, columnspacing=1.4, labelcolor='linecolor', borderaxespad=.2)
     return figure
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #b0817ed6
+# %% ../../nbs/widgets/34_expert_view.ipynb #7c972cb2
 def teacher_path(run: Run) -> Path:
     "The file or folder of a run's teacher; raises `UserError` when it has none or it is gone"
-    from vitnb.methods.deit import packaged_teachers
-    from vitnb.models.student import read_about
+    from vitnb.models.any_teacher import packaged_teachers
     name = run.config['config'].get('teacher')
     if not name: raise UserError(f'{run.path.name} was trained without a teacher')
-    if name == 'auto': places = [p for p in packaged_teachers() if read_about(p).get('fingerprint') == run.config['data']['fingerprint']]
+    if name == 'auto': places = packaged_teachers(run.config['data']['fingerprint'])
     else: places = [p for p in (Path(name).expanduser(), run.path/name, run.path.parent/Path(name).name) if p.exists()]
     if not places: raise UserError(f'the teacher of {run.path.name}, {name}, is not there any more')
     return places[0]

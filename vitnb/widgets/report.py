@@ -96,13 +96,15 @@ def choose_images(experts: Experts, tail: int = 6, head: int = 2) -> tuple[np.nd
     said = {h: experts.logits[h].argmax(1) for h in ('cls', 'dist')}
     return chosen, [f'{name(experts.labels[i])}   CLS: {name(said["cls"][i])}, DIST: {name(said["dist"][i])}' for i in chosen]
 
-# %% ../../nbs/widgets/60_report.ipynb #b38d5d9c
+# %% ../../nbs/widgets/60_report.ipynb #1807a46d
 def attention_section(run: Run, experts: Experts,
                       test: ImageSet | None = None,    # the test images, when they are loaded already
                      ) -> str:
     "Where CLS and DIST look on test images that one gets right and the other wrong"
-    from vitnb.analysis.attention import attention_maps, block_map, load_student, load_test_images
+    from vitnb.analysis.attention import attention_maps, block_map
     from vitnb.data.batches import clean_view
+    from vitnb.training.load import load_student, load_test_images
+    if np.array_equal(experts.logits['cls'], experts.logits['dist']): return '<p>This student has one head, so there is nothing on which CLS and DIST could differ.</p>'
     chosen, data = choose_images(experts)[0], run.config['data']
     if not len(chosen): return '<p>CLS and DIST agree on every test image.</p>'
     pixels = (load_test_images(run) if test is None else test).images[chosen]
