@@ -49,7 +49,7 @@ def test_it_trains_is_loaded_again_and_analysed(data, tmp_path, preset, kind):
     assert all(not torch.equal(v, start[k]) for k, v in model.state_dict().items() if v.is_floating_point())       # everything has moved, the attention's biases too
     states = {d.name: d.state for d in analyse(run, images=data.test, config=AnalyseConfig(flatness_images=10, flatness_steps=4))}
     done = dict(scores='computed', flatness='computed', diversity='not done', teacher='not done')
-    own = dict(attention='not done', rank='computed', similarity='computed') if kind is NiNformer else dict(attention='computed', rank='not done', similarity='not done')
+    own = dict(attention='not done', rank='computed', cloud='computed', similarity='computed') if kind is NiNformer else dict(attention='computed', rank='not done', cloud='not done', similarity='not done')
     assert states == done | own
 
 

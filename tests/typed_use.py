@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from vitnb.analysis.experts import Experts, load_experts
 from vitnb.core import UserError
@@ -12,7 +13,7 @@ from vitnb.data.sets import DataConfig, ImageSet, LongTailed, long_tailed
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.doctor import Advice, advise, doctor
 from vitnb.methods.teacher import Teacher
-from vitnb.models.student import Student, StudentConfig, TokenLogits, make_student, student_config
+from vitnb.models.student import StudentConfig, TokenLogits, make_student, student_config
 from vitnb.training.losses import cross_entropy
 from vitnb.training.runs import Run, open_run
 from vitnb.training.train import train
@@ -38,7 +39,7 @@ def from_run_to_numbers(folder: str) -> float:
 def a_network() -> torch.Tensor:
     "A student by itself"
     config: StudentConfig = student_config('tiny', 32, 3, 10)
-    student: Student = make_student(config)
+    student: nn.Module = make_student(config)
     logits: TokenLogits = student(torch.zeros(2, 3, 32, 32))
     return cross_entropy(logits.avg, torch.zeros(2, dtype=torch.long))
 
