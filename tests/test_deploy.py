@@ -87,7 +87,7 @@ def test_latency_is_printed(runs, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('run, name, more, words', [
-    ('teacher', 's.onnx', [], ['teacher', 'holds no student']),
+    ('teacher', 's.onnx', [], ['teacher', 'not a student']),
     ('vit', 'there.onnx', [], ['there.onnx', 'exists already']),
     ('vit', 's.tflite', ['--format', 'tflite'], ["unknown format 'tflite'", 'official', 'onnx', 'torch-export']),
     ('next', 's.pth', [], ['nextvit', 'official layout']),
