@@ -63,13 +63,14 @@ def run_seed(given, results: Path, rows: list[dict], seed: int):
     teacher = once(Teacher(data=real_images(given.tiny), augment=AugmentConfig(erase=0, mixup=0, cutmix=0, smoothing=0), loss='ce', drw_start=1., sam_rho=0., batch_size=BATCH, seed=seed, **size['teacher']), 'teacher', folder/'teacher', data)
     print(f'  teacher: {teacher.status["test"]["out"]["overall"]:.1f} %', flush=True)
     for name in todo:
-        start = time.monotonic()
+        start, cpu = time.monotonic(), time.process_time()
         images, spent = images_of(name, given, data, str(teacher.path), folder, seed)
         epochs = max(2, round(size['updates'] / (len(images) // BATCH)))
         config = DearKD(data=real_images(given.tiny), teacher=str(teacher.path), epochs=epochs, batch_size=BATCH, seed=seed, **size['student'])
         run = once(config, 'dearkd', folder/'students'/slug(name), replace(data, train=images))
+        cpu = time.process_time() - cpu      # of making and training, all threads together
         rows.append(dict(set=name, seed=seed, images=len(images), teacher=teacher.status['test']['out']['overall'], accuracy=run.status['test']['avg']['overall'], by_head={h: v['overall'] for h, v in run.status['test'].items()},
-                         **about_images(images, data, str(teacher.path)), seconds_making=spent, seconds_training=run.status['seconds'], updates=epochs * (len(images) // BATCH), machine=run.config['machine']))
+                         **about_images(images, data, str(teacher.path)), seconds_making=spent, seconds_training=run.status['seconds'], cpu_seconds=cpu, updates=epochs * (len(images) // BATCH), machine=run.config['machine']))
         with whole_file(results) as path: path.write_text(json.dumps(dict(maker='data/results/make_datafree.py', size=given.size, settings=size, rows=rows)) + '\n')
         print(f'  {name}: {time.monotonic() - start:.0f} s, {rows[-1]["accuracy"]:.1f} %', flush=True)
     if seed == given.seeds[0]: draw(given, results, data, str(teacher.path), folder, seed)
