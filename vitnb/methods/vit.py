@@ -20,7 +20,7 @@ from ..training.loop import Learner, TrainConfig
 # %% auto #0
 __all__ = ['TrainStudent', 'ViT', 'vit_loss']
 
-# %% ../../nbs/methods/20_vit.ipynb #041eb181
+# %% ../../nbs/methods/20_vit.ipynb #f92124e5
 @dataclass(frozen=True)
 class TrainStudent(TrainConfig):
     "Settings of every method that trains a student"
@@ -35,10 +35,13 @@ class TrainStudent(TrainConfig):
     mhca: MhcaSettings = MhcaSettings()
     LIMITS: ClassVar = dict(drop_path=(0, .99), beta=(0, 1))
 
+    def shape(self, data: LongTailed, use_dist: bool = True):
+        "The backbone's configuration for the data at hand"
+        return student_config(self.student, data.img_size, data.channels, data.num_classes, self.patch_size, self.drop_path, use_dist)
+
     def make_student(self, data: LongTailed, device: torch.device, use_dist: bool = True) -> tuple[torch.nn.Module, dict]:
         "The student for the data at hand, and what its checkpoint says about itself"
-        shape = student_config(self.student, data.img_size, data.channels, data.num_classes, self.patch_size, self.drop_path, use_dist)
-        shape = self.mhca.of(shape)
+        shape = self.mhca.of(self.shape(data, use_dist))
         about = dict(about_student(shape), fingerprint=fingerprint(data.train), mean=data.mean, std=data.std,
                      class_names=data.train.class_names)
         return make_student(shape, self.seed).to(device), about
