@@ -249,7 +249,7 @@ class DataConfig:
     "mean and standard deviation by which pixels are normalised: of the training images (dataset), or of imagenet"
     LIMITS: ClassVar = dict(n_max=(1, math.inf), order_seed=(0, 2**32 - 1), subset_seed=(0, 2**32 - 2), val_fraction=(0, .5), image_folder_size=(8, 4096), img_size=(8, 4096), eval_crop=(.1, 1))
 
-# %% ../../nbs/data/10_sets.ipynb #1c812af8
+# %% ../../nbs/data/10_sets.ipynb #acbf3d01
 def stratified(labels: Sequence[int] | np.ndarray,   # (N,)
                fraction: float,                      # of each class; at least one image when a class has two or more
                seed: int,
@@ -265,7 +265,7 @@ def stratified(labels: Sequence[int] | np.ndarray,   # (N,)
     mask[np.concatenate(aside)] = True
     return np.where(~mask)[0], np.where(mask)[0]
 
-# %% ../../nbs/data/10_sets.ipynb #412cbec9
+# %% ../../nbs/data/10_sets.ipynb #759d3411
 @dataclass(frozen=True)
 class LongTailed:
     "A long-tailed training problem"
@@ -285,6 +285,9 @@ class LongTailed:
     @property
     def notes(self) -> list[str]:    # one line for each set of picture files
         return list(dict.fromkeys(str(part.choice) for part in (self.train, self.val, self.test) if part is not None and part.choice is not None))
+    def known(self) -> dict:
+        "What a checkpoint says about the images it was trained on"
+        return dict(fingerprint=fingerprint(self.train), mean=self.mean, std=self.std, class_names=self.train.class_names)
 
 # %% ../../nbs/data/10_sets.ipynb #d114dbe9
 def long_tailed(config: DataConfig = DataConfig(),

@@ -107,7 +107,7 @@ class NiNformerConfig:
 
     def build(self) -> NiNformer: return NiNformer(self)
 
-# %% ../../nbs/models/60_ninformer.ipynb #96bea2f1
+# %% ../../nbs/models/60_ninformer.ipynb #37010a77
 class NiNformer(nn.Module):
     "Patches, gated blocks, the mean of the tokens, one linear layer; the names of the weights are the authors'"
     num_prefix_tokens = 0       # neither CLS nor DIST
@@ -131,6 +131,10 @@ class NiNformer(nn.Module):
     def forward(self, x: Tensor) -> TokenLogits:
         logits = self.classifier(self.forward_features(x).mean(1))
         return TokenLogits(logits, logits)
+
+    def block_maps(self, x: Tensor) -> dict[str, np.ndarray]:     # name → (B, grid, grid)
+        "What the attention view shows of it: where each block's gate lets much through"
+        return {f'gate of block {b + 1}': m for b, m in enumerate(gates_of(self, x).maps.swapaxes(0, 1))}
 
 # %% ../../nbs/models/60_ninformer.ipynb #01d5b542
 @dataclass(frozen=True)

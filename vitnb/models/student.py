@@ -109,9 +109,10 @@ class Student(VisionTransformerDistilled):
         with torch.no_grad(): diversity = 1 - F.cosine_similarity(x[:, 0].float(), x[:, 1].float()).mean()
         return TokenLogits(cls, self.head_dist(self.head_drop(x[:, 1])) if self.config.use_dist else cls, diversity)
 
-# %% ../../nbs/models/00_student.ipynb #b9e68029
+# %% ../../nbs/models/00_student.ipynb #bf0bf0a6
 def student_config(preset: str = 'nano', img_size: int = 28, in_chans: int = 1, num_classes: int = 10,
-                   patch_size: int | None = None, drop_path_rate: float | None = None, use_dist: bool = True):      # of whichever backbone has it
+                   patch_size: int | None = None, drop_path_rate: float | None = None, use_dist: bool = True,
+                  ):      # the configuration of whichever backbone has the preset
     "A preset for the data at hand; raises `UserError` when there is no such preset, or when it does not fit the images"
     known = {p: b for b in backbones().values() for p in b.PRESETS}
     return known[choose('preset', preset, known)].of_preset(preset, img_size, in_chans, num_classes, patch_size, drop_path_rate, use_dist)

@@ -20,10 +20,11 @@ from .state import CHOICES, COMPARE, SCALES, ModelSubject, Record, State, Subjec
 from .view import Lately, View, bind, enlarged, grid, menu, png, slider
 
 # %% auto #0
-__all__ = ['METHODS', 'FRAME', 'CLEAR', 'CLICK', 'settle', 'query_number', 'query_rows', 'Method', 'Panel', 'signed_tint',
-           'marked', 'words_of_map', 'scale_top', 'second_map', 'position_and_content', 'query_name', 'panels',
-           'tile_side', 'mosaic', 'tile_at', 'attention_figure', 'answer_words', 'ramp_html', 'clickable', 'Picker',
-           'AttentionView', 'draw_attention', 'tiles_label', 'tile_names', 'gates_html', 'figure_title']
+__all__ = ['METHODS', 'PIXELS', 'FRAME', 'CLEAR', 'CLICK', 'settle', 'query_number', 'query_rows', 'Method', 'Panel',
+           'signed_tint', 'marked', 'words_of_map', 'scale_top', 'second_map', 'position_and_content', 'query_name',
+           'panels_without_attention', 'panels', 'tile_side', 'mosaic', 'tile_at', 'attention_figure', 'answer_words',
+           'ramp_html', 'clickable', 'Picker', 'AttentionView', 'draw_attention', 'tiles_label', 'tile_names',
+           'gates_html', 'figure_title']
 
 # %% ../../nbs/widgets/32_attention_view.ipynb #5dcf7886
 def settle(state: State, attention):
@@ -164,13 +165,27 @@ def query_name(state: State, query: str | None = None) -> str:
     query = query or state.query
     return f'patch {state.row}, {state.column}' if query == 'patch' else NAMES.get(query, query)
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #ae29ec0e
+# %% ../../nbs/widgets/32_attention_view.ipynb #dda34e48
+PIXELS = [name for name, m in ATTRIBUTIONS.items() if m.per == 'pixel']
+
+def panels_without_attention(subject: Subject, record: Record, state: State, results: dict | None = None) -> list[Panel]:
+    "The picture, and what a network without attention has to show: maps of its blocks, or what each pixel says of its answer"
+    results, key = {} if results is None else results, (subject.name, record.name, state.method, 'pixels')
+    if state.method in PIXELS:
+        if key not in results: results[key] = {f'{state.method} of {subject.name}': attribution(subject.model, record.input, state.method).values[0].sum(0)}
+        maps, method = results[key], METHODS[state.method]
+    else: maps, method = {name: m[0] for name, m in subject.model.block_maps(record.input).items()} if hasattr(subject.model, 'block_maps') else {}, Method(_attention, unit='')
+    said = '' if maps else f' What applies: {", ".join(PIXELS)}, to be chosen as the method.'
+    top = max((float(np.abs(m).max()) for m in maps.values()), default=1.)
+    return [Panel('image', record.note + said, _coloured(enlarged(record.pixels))), *(_panel(name, m, record.pixels, top, method, None) for name, m in maps.items())]
+
+# %% ../../nbs/widgets/32_attention_view.ipynb #f42041a5
 def panels(subjects: Mapping[str, Subject], state: State,
            results: dict | None = None) -> list[Panel]:           # slow maps that are known already
     "The picture, its map, and what the map is compared with"
     image = state.file or state.image
     subject, record = subjects[state.run], subjects[state.run].record(image)
-    if record.attention is None: return [Panel('image', record.note, _coloured(enlarged(record.pixels)))]
+    if record.attention is None: return panels_without_attention(subject, record, state, results)
     settle(state, record.attention)
     method, found = METHODS[choose('method', state.method, METHODS)], [(f'{query_name(state)}, {state.run}' if state.compare.startswith('the other run') else query_name(state), *_map(subject, image, state, state.query, results), state.query)]
     if state.compare == 'position and content': found += [(title, values, record.pixels, state.query) for title, values in position_and_content(subject, record, state)]
@@ -379,7 +394,7 @@ class Picker(View):
         "The slider was moved"
         if len(self.indices) and self.image.value <= len(self.indices): self.state.file, self.state.image = '', int(self.indices[self.image.value - 1])
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #7f30226c
+# %% ../../nbs/widgets/32_attention_view.ipynb #9e31847e
 class AttentionView(View):
     "Attention maps of an image"
     watches = ('run', 'other', 'image', 'file', 'block', 'head', 'query', 'row', 'column', 'method', 'compare', 'scale')
@@ -388,7 +403,7 @@ class AttentionView(View):
         super().__init__(subjects, make_state(state))
         self.results, self.said, self.tiles_label, self.busy = {}, HTML(), HTML(), HTML()
         self.tiles = clickable(self.clicked_tile, 'small maps of all blocks and heads')
-        self.pictures = [(HTML(), clickable(self.clicked_patch, 'picture or map'), HTML()) for _ in range(4)]
+        self.pictures = [(HTML(), clickable(self.clicked_patch, 'picture or map'), HTML()) for _ in range(9)]
         self.panels = Box([VBox(p) for p in self.pictures]).add_class('panels')
         self.query = ToggleButtons(options=['patch'], description='query', tooltip='The token whose attention is shown')
         self.controls = dict(method=menu('method', 'How the map is made', METHODS, self.state.method), block=slider('block', 'Block of the network, from the image to the answer', 1, 1, 1),
@@ -396,7 +411,7 @@ class AttentionView(View):
                              column=slider('column', 'Column of the patch that asks', 1, 1, 1), compare=menu('compare', 'What stands beside the map, on the same scale', COMPARE, self.state.compare),
                              scale=menu('scale', 'What the brightest colour means', SCALES, self.state.scale))
         self.picker = Picker(self.subjects, self.state) if picker else None
-        self.ready, self.sent = False, {}
+        self.bound, self.sent = set(), {}
         self.tiles_top, self.tiles_side, self.gates = HTML(), HTML(), HTML()
         self.tile_box = VBox([self.tiles_label, Box([VBox([self.tiles_top, Box([self.tiles_side, self.tiles]).add_class('row')])]).add_class('scrolled'), self.gates]).add_class('tiles')
         self.fill(*([self.picker.box] if picker else []), grid(self.query, *self.controls.values()), self.busy, self.said, self.panels, self.tile_box)
@@ -409,7 +424,9 @@ class AttentionView(View):
 
     def clicked_patch(self, x: float, y: float):
         "A picture was clicked: its patch asks"
-        gh, gw = self.subject.record(self.state.file or self.state.image).attention.grid
+        attention = self.subject.record(self.state.file or self.state.image).attention
+        if attention is None: return
+        gh, gw = attention.grid
         self.state.row, self.state.column, self.state.query = min(gh, int(y * gh) + 1), min(gw, int(x * gw) + 1), 'patch'
     def clicked_tile(self, x: float, y: float):
         "A tile was clicked: its block and head are chosen"
@@ -420,16 +437,16 @@ class AttentionView(View):
         rows = query_rows(record.attention, query_number(record.attention, self.state)) if record.attention is not None else None
         return attention_figure(shown, rows, self.state, figure_title(self.subject, record, self.state))
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #db565768
+# %% ../../nbs/widgets/32_attention_view.ipynb #cc4a5975
 def draw_attention(view: AttentionView):
     "Bring controls, panels and tiles up to date"
     state, image = view.state, view.state.file or view.state.image
     record = view.subject.record(image)
-    if record.attention is not None: _bounds(view, record.attention)
+    _bounds(view, record.attention)
     if record.note: view.said.value = answer_words(view.subject, record)
     shown = panels(view.subjects, state, view.results)
     view.said.value = answer_words(view.subject, record)
-    for (title, picture, caption), box, p in zip(view.pictures, view.panels.children, [*shown, *[None] * 4]):
+    for (title, picture, caption), box, p in zip(view.pictures, view.panels.children, [*shown, *[None] * len(view.pictures)]):
         box.layout.display = None if p else 'none'
         if not p: continue
         title.value = f'<div class="caption"><b>{html.escape(p.title)}</b></div>'
@@ -446,7 +463,17 @@ def draw_attention(view: AttentionView):
     if record.note: raise UserError(record.note)
 
 def _bounds(view: AttentionView, attention):
-    "Give the controls the bounds of the model"
+    "Give the controls the bounds of the model; without attention only the method can be chosen"
+    method = METHODS.get(view.state.method)
+    view.query.disabled = view.controls['compare'].disabled = attention is None
+    for name in ('row', 'column'): view.controls[name].disabled = attention is None or view.state.query != 'patch'
+    for name in ('block', 'head', 'scale'): view.controls[name].disabled = attention is None or not (method and method.per_head)
+    if attention is not None: _ranges(view, attention)
+    for name, control in dict(view.controls, query=view.query).items():
+        if name not in view.bound and (name == 'method' or attention is not None): view.bound.add(name); bind(view.state, name, control)
+
+def _ranges(view: AttentionView, attention):
+    "Blocks, heads and tokens that there are"
     settle(view.state, attention)
     depth, heads = attention.maps.shape[1:3]
     for name, top in dict(block=depth, head=heads, row=attention.grid[0], column=attention.grid[1]).items(): view.controls[name].max = top
@@ -454,13 +481,8 @@ def _bounds(view: AttentionView, attention):
     if list(view.query.options) != options:
         query, view.query.options = view.state.query, options
         view.state.query = query                # new options choose the first one
-    if not view.ready:
-        view.ready = True
-        for name, control in dict(view.controls, query=view.query).items(): bind(view.state, name, control)
-    for name in ('row', 'column'): view.controls[name].disabled = view.state.query != 'patch'
-    for name in ('block', 'head', 'scale'): view.controls[name].disabled = not METHODS[view.state.method].per_head
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #c7b362b2
+# %% ../../nbs/widgets/32_attention_view.ipynb #65d683d0
 def tiles_label(depth: int, heads: int, state: State) -> str:
     "What the tiles are"
     which = f'block {state.block}, ' + (f'head {state.head}' if state.head else 'mean over heads')
@@ -486,6 +508,7 @@ def gates_html(model, step: int) -> str:      # step: width of a tile
 
 def figure_title(subject: Subject, record: Record, state: State) -> str:
     "A line above the figure"
-    where = f'block {state.block}, {f"head {state.head}" if state.head else "mean over heads"}' if METHODS[state.method].per_head else ''
+    if record.attention is None: where, method = '', state.method if state.method in PIXELS else ''
+    else: where, method = f'block {state.block}, {f"head {state.head}" if state.head else "mean over heads"}' if METHODS[state.method].per_head else '', state.method
     label = f'“{subject.class_names[record.label]}”' if record.label is not None else ''
-    return ', '.join(t for t in (subject.name, record.name + ' ' + label, state.method, where) if t)
+    return ', '.join(t for t in (subject.name, record.name + ' ' + label, method, where) if t)

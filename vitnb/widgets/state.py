@@ -203,7 +203,7 @@ class RunSubject(Subject):
     @property
     def input(self) -> tuple[int, int | None]: return len(self.data['mean']), int(self.test.images.shape[-1])
 
-# %% ../../nbs/widgets/30_state.ipynb #9782ce26
+# %% ../../nbs/widgets/30_state.ipynb #98273ac7
 class ModelSubject(Subject):
     "A network in memory, and images to put through it"
     def __init__(self, model, images, name: str = 'model', mean: Sequence[float] | None = None, std: Sequence[float] | None = None, size: int | None = None):
@@ -211,7 +211,8 @@ class ModelSubject(Subject):
         known = getattr(model, 'pretrained_cfg', None) or {}
         self._model, self._images = model.eval(), images
         self.mean, self.std = tuple(mean or known.get('mean') or (.5, .5, .5)), tuple(std or known.get('std') or (.5, .5, .5))
-        own = getattr(getattr(model, 'patch_embed', None), 'img_size', None) or (known.get('input_size') or (3, 224, 224))[1:]
+        own = getattr(getattr(model, 'patch_embed', None), 'img_size', None) or [getattr(getattr(model, 'config', None), 'img_size', None)] * 2
+        if not own[0]: own = (known.get('input_size') or (3, 224, 224))[1:]
         self.size = size or (own[0] if own[0] == own[1] else None)      # None: as they are
     @cached_property
     def model(self): return self._model
