@@ -1,11 +1,14 @@
 """Students trained on images made from a teacher, on none of the real ones, against as many real images, on Fashion-MNIST.
 
-    python data/results/make_datafree.py [--size small] [--seeds 0 1 2] [--sets NAME ...] [--folder runs/datafree] [--list] [--tiny]
+    python data/results/make_datafree.py [--size small] [--seeds 0 1 2] [--sets NAME ...] [--stages two one]
+                                         [--folder runs/datafree] [--list] [--tiny]
 
 Writes data/results/datafree_SIZE.json after each student and data/results/datafree_SIZE.png with images of each set.
 What is written there is not run again, and a set of images that was begun is gone on with, so the command can be
 stopped and started; with --list it says what is done and what is missing. The teacher is trained on all real images of
-the package; the students, DearKD's two stages, see only one set. There is no validation part, and the last weights count.
+the package; the students see only one set. With `two` stages they are DearKD's: the teacher leaves after five sixths of
+the epochs; with `one` it stays to the end. There is no validation part, and the last weights count. Seconds of the
+processor are of all threads together; None where a set or a student was made in more than one go.
 --tiny is a rehearsal with a few steps; its numbers mean nothing and go to another file.
 """
 import argparse, json, re, time
@@ -31,6 +34,7 @@ MADE = {    # set → how it is made
     'made, nearest twin pushed without end': dict(variety='free'),
     'made, all of a class pushed apart': dict(variety='all')}
 SETS = ['real', *MADE, 'noise']
+STAGES = {'two': {}, 'one': dict(switch=1.)}
 
 
 def slug(name: str) -> str: return re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
@@ -43,6 +47,7 @@ def main():
     arguments.add_argument('--size', choices=SIZES, default='small')
     arguments.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     arguments.add_argument('--sets', nargs='+', choices=SETS, default=SETS, metavar='NAME')
+    arguments.add_argument('--stages', nargs='+', choices=STAGES, default=list(STAGES))
     arguments.add_argument('--folder', type=Path, default=Path('runs/datafree'))
     arguments.add_argument('--list', action='store_true')
     arguments.add_argument('--tiny', action='store_true')
@@ -55,30 +60,31 @@ def main():
 
 def run_seed(given, results: Path, rows: list[dict], seed: int):
     "What is missing of one seed: of the teacher, the sets and the students"
-    done = {r['set'] for r in rows if r['seed'] == seed}
-    todo = [name for name in SETS if name in given.sets and name not in done]
-    print(f'seed {seed}: {len(done)} sets done, missing: {", ".join(todo) or "none"}', flush=True)
+    done = {(r['set'], r['stages']) for r in rows if r['seed'] == seed}
+    todo = [(name, stages) for name in SETS for stages in STAGES if name in given.sets and stages in given.stages and (name, stages) not in done]
+    print(f'seed {seed}: {len(done)} students done, missing: {", ".join(f"{n} ({s})" for n, s in todo) or "none"}', flush=True)
     if given.list or not todo: return
     data, folder, size = long_tailed(real_images(given.tiny)), given.folder/f'seed-{seed}', sizes(given)
     teacher = once(Teacher(data=real_images(given.tiny), augment=AugmentConfig(erase=0, mixup=0, cutmix=0, smoothing=0), loss='ce', drw_start=1., sam_rho=0., batch_size=BATCH, seed=seed, **size['teacher']), 'teacher', folder/'teacher', data)
     print(f'  teacher: {teacher.status["test"]["out"]["overall"]:.1f} %', flush=True)
-    for name in todo:
+    for name, stages in todo:
+        images, making = images_of(name, given, data, str(teacher.path), folder, seed)
         start, cpu = time.monotonic(), time.process_time()
-        images, spent = images_of(name, given, data, str(teacher.path), folder, seed)
         epochs = max(2, round(size['updates'] / (len(images) // BATCH)))
-        config = DearKD(data=real_images(given.tiny), teacher=str(teacher.path), epochs=epochs, batch_size=BATCH, seed=seed, **size['student'])
-        run = once(config, 'dearkd', folder/'students'/slug(name), replace(data, train=images))
-        cpu = time.process_time() - cpu      # of making and training, all threads together
-        rows.append(dict(set=name, seed=seed, images=len(images), teacher=teacher.status['test']['out']['overall'], accuracy=run.status['test']['avg']['overall'], by_head={h: v['overall'] for h, v in run.status['test'].items()},
-                         **about_images(images, data, str(teacher.path)), seconds_making=spent, seconds_training=run.status['seconds'], cpu_seconds=cpu, updates=epochs * (len(images) // BATCH), machine=run.config['machine']))
+        config = DearKD(data=real_images(given.tiny), teacher=str(teacher.path), epochs=epochs, batch_size=BATCH, seed=seed, **size['student'] | STAGES[stages])
+        place = folder/'students'/(slug(name) + ('' if stages == 'two' else f'-{stages}'))
+        begun, run = place.exists(), once(config, 'dearkd', place, replace(data, train=images))
+        cpu = None if begun else time.process_time() - cpu
+        rows.append(dict(set=name, stages=stages, seed=seed, images=len(images), teacher=teacher.status['test']['out']['overall'], accuracy=run.status['test']['avg']['overall'], by_head={h: v['overall'] for h, v in run.status['test'].items()},
+                         **about_images(images, data, str(teacher.path)), cpu_making=making, cpu_training=cpu, seconds_training=run.status['seconds'], updates=epochs * (len(images) // BATCH), machine=run.config['machine']))
         with whole_file(results) as path: path.write_text(json.dumps(dict(maker='data/results/make_datafree.py', size=given.size, settings=size, rows=rows)) + '\n')
-        print(f'  {name}: {time.monotonic() - start:.0f} s, {rows[-1]["accuracy"]:.1f} %', flush=True)
+        print(f'  {name} ({stages}): {time.monotonic() - start:.0f} s, {rows[-1]["accuracy"]:.1f} %', flush=True)
     if seed == given.seeds[0]: draw(given, results, data, str(teacher.path), folder, seed)
 
 
-def images_of(name: str, given, data, teacher: str, folder: Path, seed: int) -> tuple[ImageSet, float]:
-    "A set of images with the labels they were made for, and how many seconds making it took"
-    n, start = sizes(given)['per_class'], time.monotonic()
+def images_of(name: str, given, data, teacher: str, folder: Path, seed: int) -> tuple[ImageSet, float | None]:
+    "A set of images with the labels they were made for, and how many seconds of the processor making it took, where that is known"
+    n = sizes(given)['per_class']
     if name == 'real':
         kept = long_tailed(replace(real_images(given.tiny), n_max=n, subset_seed=seed + 1)).train
         return kept, 0.
@@ -86,10 +92,11 @@ def images_of(name: str, given, data, teacher: str, folder: Path, seed: int) -> 
     if name == 'noise':
         drawn = torch.randn(len(labels), data.channels, data.img_size, data.img_size, generator=generator(seed, 'noise set'))
         return ImageSet(as_pixels(drawn, data.mean, data.std), labels, data.train.class_names), 0.
-    place, kept = folder/'made'/slug(name), folder/'made'/f'{slug(name)}.json'
+    place, kept = folder/'made'/slug(name), folder/'made'/f'{slug(name)} seconds.json'
+    begun, cpu = place.exists(), time.process_time()
     make_images(teacher, place, n, InversionConfig(steps=sizes(given)['steps'], seed=seed, **MADE[name]))
-    if not kept.exists(): kept.write_text(json.dumps(time.monotonic() - start))      # of an interrupted set: the last part only
-    return read_made(place, data.channels), json.loads(kept.read_text())
+    if not begun: kept.write_text(json.dumps(time.process_time() - cpu))
+    return read_made(place, data.channels), json.loads(kept.read_text()) if kept.exists() else None
 
 
 def about_images(images: ImageSet, data, teacher: str) -> dict:

@@ -275,7 +275,7 @@ def batch_labels(num_classes: int, per_class: int,
     groups = [list(map(int, g)) for g in np.array_split(np.arange(num_classes), turns)]
     return [torch.tensor(g).repeat_interleave(n) for n in sizes for g in groups]
 
-# %% ../../nbs/methods/52_datafree.ipynb #519b9454
+# %% ../../nbs/methods/52_datafree.ipynb #47298498
 @dataclass
 class Making:
     "What one generation has at hand"
@@ -303,6 +303,8 @@ def start_making(teacher: str | Path, folder: str | Path, per_class: int, config
     if path.exists() and (found := json.loads(path.read_text())).get('settings') != json.loads(json.dumps(settings)): raise UserError(f'{folder} was begun with other settings or another teacher: use another folder, or delete it')
     elif path.exists(): about = found
     elif folder.exists() and any(folder.iterdir()): raise UserError(f'{folder} is not empty and was not made by this: use another folder')
+    else:
+        with whole_file(path) as temporary: temporary.write_text(json.dumps(about, indent=1))
     return Making(source, folder, config, settings['size'], names, about)
 
 # %% ../../nbs/methods/52_datafree.ipynb #aefdaa4f
@@ -336,7 +338,7 @@ def _show(m: Making, images: Tensor, show):
     with whole_file(m.folder/'latest.png') as path: picture.save(path)
     show(picture)
 
-# %% ../../nbs/methods/52_datafree.ipynb #f7cec47c
+# %% ../../nbs/methods/52_datafree.ipynb #673ed44c
 @torch.no_grad()
 def keep_batch(m: Making, b: int, images: Tensor, labels: Tensor):
     "Write the pictures of a finished batch, and that it is finished"
@@ -355,6 +357,7 @@ def read_made(folder: str | Path, channels: int = 1) -> ImageSet:
     try: names = tuple(json.loads((folder/'about.json').read_text())['class_names'])
     except (OSError, ValueError, KeyError): raise UserError(f'{folder} holds no made images: no about.json') from None
     files = [(f, c) for c, name in enumerate(names) for f in sorted((folder/'train'/name.replace('/', '-')).glob('*.png'))]
+    if not files: raise UserError(f'{folder} holds no made images yet: its first batch was not finished')
     pixels = [np.asarray(Image.open(f).convert('L' if channels == 1 else 'RGB')) for f, _ in files]
     pixels = torch.from_numpy(np.stack(pixels))
     return ImageSet(pixels[:, None] if channels == 1 else pixels.permute(0, 3, 1, 2).contiguous(), torch.tensor([c for _, c in files]), names)

@@ -165,19 +165,19 @@ def query_name(state: State, query: str | None = None) -> str:
     query = query or state.query
     return f'patch {state.row}, {state.column}' if query == 'patch' else NAMES.get(query, query)
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #dda34e48
+# %% ../../nbs/widgets/32_attention_view.ipynb #a4f8ccb1
 PIXELS = [name for name, m in ATTRIBUTIONS.items() if m.per == 'pixel']
 
 def panels_without_attention(subject: Subject, record: Record, state: State, results: dict | None = None) -> list[Panel]:
     "The picture, and what a network without attention has to show: maps of its blocks, or what each pixel says of its answer"
     results, key = {} if results is None else results, (subject.name, record.name, state.method, 'pixels')
     if state.method in PIXELS:
-        if key not in results: results[key] = {f'{state.method} of {subject.name}': attribution(subject.model, record.input, state.method).values[0].sum(0)}
+        if key not in results: results[key] = {state.method: attribution(subject.model, record.input, state.method).values[0].sum(0)}
         maps, method = results[key], METHODS[state.method]
     else: maps, method = {name: m[0] for name, m in subject.model.block_maps(record.input).items()} if hasattr(subject.model, 'block_maps') else {}, Method(_attention, unit='')
     said = '' if maps else f' What applies: {", ".join(PIXELS)}, to be chosen as the method.'
     top = max((float(np.abs(m).max()) for m in maps.values()), default=1.)
-    return [Panel('image', record.note + said, _coloured(enlarged(record.pixels))), *(_panel(name, m, record.pixels, top, method, None) for name, m in maps.items())]
+    return [Panel('image', record.note.partition(';')[0].rstrip('.') + '.' + said, _coloured(enlarged(record.pixels))), *(_panel(name, m, record.pixels, top, method, None) for name, m in maps.items())]
 
 # %% ../../nbs/widgets/32_attention_view.ipynb #f42041a5
 def panels(subjects: Mapping[str, Subject], state: State,
