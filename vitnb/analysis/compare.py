@@ -39,7 +39,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     terms = log_factorial[n] - log_factorial[:k + 1] - log_factorial[n - np.arange(k + 1)] - n * np.log(2)
     return float(min(1., 2 * np.exp(terms).sum()))
 
-# %% ../../nbs/analysis/30_compare.ipynb #744de143
+# %% ../../nbs/analysis/30_compare.ipynb #fabeed60
 @dataclass(frozen=True)
 class Difference:
     "How two answers to the same test images differ in one part of the classes"
@@ -53,8 +53,10 @@ class Difference:
 
     @property
     def difference(self) -> float: return self.second - self.first      # in points
+    @property
+    def opposed(self) -> bool: return (self.only_second - self.only_first) * self.difference < 0      # counted by images it goes the other way
 
-# %% ../../nbs/analysis/30_compare.ipynb #3f495e68
+# %% ../../nbs/analysis/30_compare.ipynb #2b25cd45
 def compare_answers(first: np.ndarray, second: np.ndarray,      # (N, C) logits of the same images
                     labels: np.ndarray, groups: Groups,
                     level: float = .95,                         # of the intervals, each for itself
@@ -68,22 +70,24 @@ def compare_answers(first: np.ndarray, second: np.ndarray,      # (N, C) logits 
     a, b = (z.astype(np.float32).argmax(1) == labels for z in (first, second))
     drawn = bootstrap_differences(a, b, labels, groups, samples, seed)
     def part(name, here):
-        low, high = np.quantile(drawn[name], [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.clip(np.quantile(drawn[name], [(1 - level) / 2, (1 + level) / 2]), -100, 100)      # the stretch may go beyond
         only = int((a & ~b & here).sum()), int((b & ~a & here).sum())
         return Difference(accuracy[0][name], accuracy[1][name], float(low), float(high), *only, mcnemar(*only) if here.any() else float('nan'))
     inside = {'overall': np.ones(len(labels), dtype=bool), **{g: np.isin(labels, classes) for g, classes in groups.items()}}
     return {name: part(name, here) for name, here in inside.items()}
 
-# %% ../../nbs/analysis/30_compare.ipynb #36b7483f
+# %% ../../nbs/analysis/30_compare.ipynb #dc53db9d
 def comparison_table(differences: Mapping[str, Difference], first: str = 'first', second: str = 'second') -> str:
     "A comparison as aligned text for a terminal"
     rows = [('', first, second, 'difference', 'interval', f'only {first}', f'only {second}', 'p')]
     for name, d in differences.items():
         known = np.isfinite(d.difference)
         rows.append((name, per_cent(d.first), per_cent(d.second), f'{d.difference:+.1f}' if known else '–', f'{d.low:+.1f} to {d.high:+.1f}' if known else '–',
-                     str(d.only_first), str(d.only_second), f'{d.p:.2g}' if known else '–'))
+                     str(d.only_first), str(d.only_second), (f'{d.p:.2g}' if known else '–') + '*' * d.opposed))
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return '\n'.join('  '.join(f'{v:<{w}}' if i == 0 else f'{v:>{w}}' for i, (v, w) in enumerate(zip(r, widths))).rstrip() for r in rows)
+    lines = ['  '.join(f'{v:<{w}}' if i == 0 else f'{v:>{w}}' for i, (v, w) in enumerate(zip(r, widths))).rstrip() for r in rows]
+    if any(d.opposed for d in differences.values()): lines.append('* counted by images, not by classes, the difference goes the other way, and so does this p: classes have unequal numbers of test images')
+    return '\n'.join(lines)
 
 # %% ../../nbs/analysis/30_compare.ipynb #8cbfa949
 def compare_experts(first: Experts, second: Experts,

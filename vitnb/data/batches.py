@@ -44,12 +44,12 @@ class AugmentConfig:
     @property
     def mixes(self) -> bool: return self.mixup > 0 or self.cutmix > 0
 
-# %% ../../nbs/data/20_batches.ipynb #8873c405
+# %% ../../nbs/data/20_batches.ipynb #efa755d4
 def epoch_steps(num_images: int, batch_size: int) -> int:
     "Batches in an epoch; raises `UserError` when there are too few images for one"
     if batch_size < 2 or batch_size % 2: raise UserError(f'batch_size={batch_size} must be even and at least 2, because mixing pairs images')
     if num_images < batch_size:
-        raise UserError(f'{num_images} training images do not fill a batch of {batch_size}: use a smaller batch_size')
+        raise UserError(f'{num_images} training images do not fill a batch of {batch_size}: use a smaller batch_size (--batch-size)')
     return num_images // batch_size
 
 def batch_indices(num_images: int, batch_size: int, seed: int, epoch: int, step: int) -> torch.Tensor:

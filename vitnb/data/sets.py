@@ -163,7 +163,7 @@ def _image_set(found: Pixels, names: tuple[str, ...]) -> ImageSet:
     if (kept.counts == 0).any(): raise UserError(f'no readable picture of class {names[int(kept.counts.argmin())]} in {found.files.root}')
     return kept
 
-# %% ../../nbs/data/10_sets.ipynb #d4ff42d8
+# %% ../../nbs/data/10_sets.ipynb #ccca12ce
 NAMES = ('fashion-mnist', 'fashion-mnist-full', 'cifar10', 'cifar100', *LIST_SETS, 'imagefolder:PATH')
 
 def load_images(name: str,                       # one of `NAMES`
@@ -178,6 +178,7 @@ def load_images(name: str,                       # one of `NAMES`
     "The images of a named data set; only a folder of images has a validation part of its own, and it may lack a test part"
     if name.startswith('imagefolder:'):
         return _image_folders(Path(name.removeprefix('imagefolder:')).expanduser(), img_size=img_size, skip_unreadable=skip_unreadable, pixels=pixels, now=download)
+    if name not in NAMES and Path(name).expanduser().is_dir(): raise UserError(f'{name} is a folder: as a data set it is called imagefolder:{name}')
     choose('data set', name, NAMES)
     if name in LIST_SETS: return _listed(name, folder, lists, prepared, pixels, skip_unreadable, download)
     if name == 'fashion-mnist': train, test = fashion_mnist()
@@ -265,7 +266,7 @@ def stratified(labels: Sequence[int] | np.ndarray,   # (N,)
     mask[np.concatenate(aside)] = True
     return np.where(~mask)[0], np.where(mask)[0]
 
-# %% ../../nbs/data/10_sets.ipynb #759d3411
+# %% ../../nbs/data/10_sets.ipynb #28d76b63
 @dataclass(frozen=True)
 class LongTailed:
     "A long-tailed training problem"
@@ -284,7 +285,9 @@ class LongTailed:
     def channels(self) -> int: return self.train.images.shape[1]
     @property
     def notes(self) -> list[str]:    # one line for each set of picture files
-        return list(dict.fromkeys(str(part.choice) for part in (self.train, self.val, self.test) if part is not None and part.choice is not None))
+        untested = [self.train.class_names[c] for c in np.flatnonzero(self.test.counts == 0)]
+        said = [f'note: no test image of {", ".join(untested[:5])}{" and others" if len(untested) > 5 else ""}, left out of every mean'] if untested else []
+        return [*dict.fromkeys(str(part.choice) for part in (self.train, self.val, self.test) if part is not None and part.choice is not None), *said]
     def known(self) -> dict:
         "What a checkpoint says about the images it was trained on"
         return dict(fingerprint=fingerprint(self.train), mean=self.mean, std=self.std, class_names=self.train.class_names)

@@ -166,7 +166,7 @@ def _known(about: dict) -> dict:      # size and mean_std, where they are known
     return dict(size=side if ours and type(side) is int and side > 0 else None,
                 mean_std=(about['mean'], about['std']) if ours and {'mean', 'std'} <= about.keys() else None)
 
-# %% ../../nbs/models/30_any_teacher.ipynb #ebdf47c2
+# %% ../../nbs/models/30_any_teacher.ipynb #874de59e
 def teacher_source(teacher: str | Path,      # timm:NAME, timm:NAME@FILE, a run folder, or a file
                    family: str = 'auto',     # of an official teacher: ldam, paco or ce
                    fold: bool = True,        # batch normalisations into convolutions, to answer faster; False: as it was trained
@@ -176,6 +176,8 @@ def teacher_source(teacher: str | Path,      # timm:NAME, timm:NAME@FILE, a run 
         name, _, file = str(teacher)[5:].partition('@')
         return timm_source(name, Path(file).expanduser() if file else None)
     path, ready = Path(teacher).expanduser(), fold_batch_norms if fold else nn.Module.eval
+    if path.is_dir() and not (path/'model.safetensors').exists():
+        raise UserError(f'the teacher {path} has no model.safetensors: ' + (f'its training has not ended, `vitnb resume {path}` goes on with it' if (path/'status.json').exists() else 'it is no run folder'))
     if path.is_dir(): path = path/'model.safetensors'
     weights, about = read_checkpoint(path), read_header(path)
     ours, known = about.get('kind') == 'teacher', _known(about)

@@ -78,12 +78,12 @@ def _check_tensors(weights: dict[str, Tensor], path: Path):
     for name, v in weights.items():
         if v.is_floating_point() and not v.float().isfinite().all(): raise UserError(f'{path}: {name} holds infinite numbers or NaN: the training diverged, use an earlier file')
 
-# %% ../../nbs/models/20_checkpoints.ipynb #d9f5fa16
+# %% ../../nbs/models/20_checkpoints.ipynb #bf61479f
 def read_checkpoint(path: str | Path,      # .safetensors, .pth, .pt, .tar: recognised by what is in it
                    ) -> dict[str, Tensor]:  # state dict on the CPU
     "The weights in a checkpoint; nothing in it is run, and a file that will not do raises `UserError`"
     path = Path(path)
-    if not path.is_file(): raise UserError(f'no checkpoint {path}: it must be a file')
+    if not path.is_file(): raise UserError(f'there is no file {path}: give a run folder or the file of a checkpoint')
     try:
         with path.open('rb') as file: start = file.read(9)
     except OSError as e: raise UserError(f'{path} cannot be read ({e.strerror}): check its permissions') from e

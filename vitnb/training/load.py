@@ -15,11 +15,11 @@ from .runs import Run
 # %% auto #0
 __all__ = ['load_model', 'load_student', 'load_test_images']
 
-# %% ../../nbs/training/52_load.ipynb #a8d40cf0
+# %% ../../nbs/training/52_load.ipynb #f7c26e8d
 def load_model(run: Run, which: str = 'last') -> nn.Module:      # a student of any backbone, or a teacher
     "The network of a run in evaluation mode, of the 'last' or the 'best' epoch; raises `UserError` when there is none"
     path = run.path/('best.safetensors' if choose('weights', which, ('last', 'best')) == 'best' else 'model.safetensors')
-    if not path.exists(): raise UserError(f'{run.path} has no {path.name}: the run is {run.status["state"]}')
+    if not path.exists(): raise UserError(f'{run.path} has no {path.name}: the run is {run.status["state"]}' + (f', and `vitnb resume {run.path}` goes on with it' if run.status['state'] in ('interrupted', 'stopped', 'failed') else ''))
     weights, about = read_weights(path)
     if about.get('kind') == 'teacher':
         try: model = build_teacher(TeacherConfig(**about['config']))
@@ -31,7 +31,7 @@ def load_model(run: Run, which: str = 'last') -> nn.Module:      # a student of 
 def load_student(run: Run, which: str = 'last') -> nn.Module:
     "The student of a run; raises `UserError` when the run holds none"
     model = load_model(run, which)
-    if isinstance(model, (ResNet, TimmNetwork)): raise UserError(f'{run.path} holds a teacher, not a student with CLS and DIST')
+    if isinstance(model, (ResNet, TimmNetwork)): raise UserError(f'{run.path} holds a teacher, not a student with CLS and DIST: name the run of a student')
     return model
 
 # %% ../../nbs/training/52_load.ipynb #10b14acf

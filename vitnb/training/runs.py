@@ -170,7 +170,7 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError: return 'unknown'
     return {'python': platform.python_version(), **{n: of(n) for n in ('vitnb', 'torch', 'timm', 'accelerate', 'numpy')}}
 
-# %% ../../nbs/training/40_runs.ipynb #83bb95bd
+# %% ../../nbs/training/40_runs.ipynb #c4804212
 @contextmanager
 def recording(run: Run, config: dict | None) -> Iterator[dict]:     # None: the run goes on
     "Keep a run's status up to date; yields a dictionary whose content goes into `status.json` at the end"
@@ -186,8 +186,9 @@ def recording(run: Run, config: dict | None) -> Iterator[dict]:     # None: the 
         if config: write_json(run.path/'config.json', config)       # last: where it is, there is a run
         yield status
         close('finished')
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         _stopped(run, close, 'interrupted')
+        e.args = (f'go on with `vitnb resume {run.path}`' if run.path.exists() else 'nothing was worth keeping yet: start again',)
         raise
     except BaseException as e:
         _stopped(run, close, 'failed', error=f'{type(e).__name__}: {e}')
