@@ -178,7 +178,7 @@ def test_checkpoints_that_do_not_fit(here, capsys):
     capsys.readouterr()
     assert main(['train', 'deit', *FAST, '--teacher', 'nowhere', '--dry-run']) == 0      # only the teacher is missing: the rest of the plan stands
     said = capsys.readouterr().out
-    assert 'missing        no checkpoint nowhere' in said and 'without the teacher' in said
+    assert 'missing        there is no file nowhere' in said and 'without the teacher' in said
 
 
 def test_no_space_left(here, capsys, monkeypatch):
@@ -227,6 +227,10 @@ def test_ctrl_c_leaves_a_readable_run(here, capsys):
     assert main(['report', 'run']) == 0 and 'interrupted' in (here/'run'/'report.html').read_text()
     capsys.readouterr()
     assert main(['runs', '.']) == 0 and 'interrupted' in capsys.readouterr().out
+    assert 'go on with `vitnb resume run`' in said
+    (here/'run'/'model.safetensors').unlink(missing_ok=True)
+    for words in (['export', 'run', 'x.onnx'], ['train', 'deit', *FAST, '--teacher', 'run', '--out', 'pupil']):
+        assert main(words) == 2 and 'vitnb resume run' in capsys.readouterr().err, words
 
 
 def test_a_demo_that_cannot_start_leaves_nothing(here, capsys):
