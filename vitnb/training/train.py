@@ -27,8 +27,8 @@ from .states import load_optimiser, newest_state, optimiser_tensors, save_state
 
 # %% auto #0
 __all__ = ['read_settings', 'Training', 'batches_of', 'label_cache', 'this_machine', 'machine_notes', 'keep_state', 'load_state',
-           'forget_after', 'after_step', 'after_epoch', 'look', 'flat_numbers', 'make_trackers', 'train', 'prepare',
-           'go_on', 'go_on_with', 'same_threads', 'test_run', 'Board']
+           'forget_after', 'Board', 'after_step', 'after_epoch', 'look', 'flat_numbers', 'make_trackers', 'train',
+           'prepare', 'go_on', 'go_on_with', 'same_threads', 'test_run']
 
 # %% ../../nbs/training/55_train.ipynb #842996c8
 def read_settings(content: dict, kind: type, name: str = '') -> Any:
@@ -147,6 +147,37 @@ def forget_after(run: Run, epoch: int):
     if len(lines) > epoch or (path.exists() and not path.read_bytes().endswith(b'\n')):
         write_lines(path, lines[:epoch])
     for leftover in [*run.path.glob('.*.*'), *(run.path/'resume').glob('.state-*')]: leftover.unlink(missing_ok=True)
+
+# %% ../../nbs/training/55_train.ipynb #bc55fcec
+class Board:
+    "The progress bar (none where the output is not a terminal) and the line after each epoch"
+    def __init__(self, config: TrainConfig, data: LongTailed, steps: int, quiet: bool = False, done: int = 0):
+        from tqdm.auto import tqdm
+        self.config, self.quiet, self.header = config, quiet, False
+        self.bar = tqdm(total=config.epochs * steps, initial=done, disable=quiet or None, unit='step', leave=False, dynamic_ncols=True, mininterval=.5)
+
+    def say(self, *lines: str):
+        if not self.quiet:
+            for line in lines: self.bar.write(line)
+
+    def step(self, epoch: int, step: int, losses: dict[str, Tensor]):
+        self.bar.update()
+        if not self.quiet and self.bar.n % 10 == 0:    # reading the loss waits for the device, so not every time
+            rate = (self.bar.format_dict['rate'] or 0) * self.config.batch_size
+            self.bar.set_description(f'epoch {epoch + 1}/{self.config.epochs}', refresh=False)
+            self.bar.set_postfix_str(f'loss {losses["loss"].detach():.3f}, {rate:.0f} images/s', refresh=False)
+
+    def epoch(self, line: dict):
+        if not self.header: self.say(*self._titles(line))
+        self.header = True
+        numbers = ''.join('  ' + ''.join(f'{per_cent(v[g]):>6}' for g in ('overall', 'head', 'mid', 'tail')) for v in line.get('val', {}).values())
+        self.say(f'{line["epoch"] + 1:5d} {line["loss"]:8.3f} {line["seconds"]:6.1f}s {numbers}')
+
+    def _titles(self, line: dict) -> list[str]:
+        heads = ''.join(f'  {head.upper() + ", validation %":<24}' for head in line.get('val', {}))
+        return [' ' * 23 + heads, 'epoch     loss    time ' + ('  ' + ''.join(f'{g:>6}' for g in ('all', 'head', 'mid', 'tail'))) * len(line.get('val', {}))]
+
+    def close(self): self.bar.close()
 
 # %% ../../nbs/training/55_train.ipynb #61688379
 def after_step(t: Training, board: Board, progress: Progress, stop: Stop, step: int, losses: dict[str, Tensor]):
@@ -350,34 +381,3 @@ def _with_weights(model, weights: dict[str, Tensor], data: LongTailed, bf16: boo
     load_weights(model, weights)
     try: return look(model, data, data.test, bf16)
     finally: model.load_state_dict(own)
-
-# %% ../../nbs/training/55_train.ipynb #bc55fcec
-class Board:
-    "The progress bar (none where the output is not a terminal) and the line after each epoch"
-    def __init__(self, config: TrainConfig, data: LongTailed, steps: int, quiet: bool = False, done: int = 0):
-        from tqdm.auto import tqdm
-        self.config, self.quiet, self.header = config, quiet, False
-        self.bar = tqdm(total=config.epochs * steps, initial=done, disable=quiet or None, unit='step', leave=False, dynamic_ncols=True, mininterval=.5)
-
-    def say(self, *lines: str):
-        if not self.quiet:
-            for line in lines: self.bar.write(line)
-
-    def step(self, epoch: int, step: int, losses: dict[str, Tensor]):
-        self.bar.update()
-        if not self.quiet and self.bar.n % 10 == 0:    # reading the loss waits for the device, so not every time
-            rate = (self.bar.format_dict['rate'] or 0) * self.config.batch_size
-            self.bar.set_description(f'epoch {epoch + 1}/{self.config.epochs}', refresh=False)
-            self.bar.set_postfix_str(f'loss {losses["loss"].detach():.3f}, {rate:.0f} images/s', refresh=False)
-
-    def epoch(self, line: dict):
-        if not self.header: self.say(*self._titles(line))
-        self.header = True
-        numbers = ''.join('  ' + ''.join(f'{per_cent(v[g]):>6}' for g in ('overall', 'head', 'mid', 'tail')) for v in line.get('val', {}).values())
-        self.say(f'{line["epoch"] + 1:5d} {line["loss"]:8.3f} {line["seconds"]:6.1f}s {numbers}')
-
-    def _titles(self, line: dict) -> list[str]:
-        heads = ''.join(f'  {head.upper() + ", validation %":<24}' for head in line.get('val', {}))
-        return [' ' * 23 + heads, 'epoch     loss    time ' + ('  ' + ''.join(f'{g:>6}' for g in ('all', 'head', 'mid', 'tail'))) * len(line.get('val', {}))]
-
-    def close(self): self.bar.close()

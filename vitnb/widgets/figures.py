@@ -31,9 +31,11 @@ def theme_css(dark: bool = False) -> str:
     "The colours as CSS variables"
     return ' '.join(f'--{name}: {pair[dark]};' for name, pair in THEME.items())
 
-# %% ../../nbs/widgets/00_figures.ipynb #e5067e55
+# %% ../../nbs/widgets/00_figures.ipynb #4ca2ec73
 class Picture(Figure):
     "A matplotlib figure that a notebook shows, whether or not pyplot was ever imported"
+    def __init__(self, *args, **settings): super().__init__(*args, **settings)      # here, because nbdev cannot read matplotlib's own
+
     def as_bytes(self, format: str = 'png', dpi: int = 80) -> bytes:
         "The picture as the content of a png, svg or pdf file, the same bytes every time"
         nothing = dict(svg=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')), pdf=dict(CreationDate=None)).get(format, {})
