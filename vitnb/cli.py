@@ -312,7 +312,7 @@ def import_data(options: Import):    # a `DataConfig`
     given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
     return replace(_recipe(kind, options.recipe or 'fashion-mnist-lt').data, **given)
 
-# %% ../nbs/90_cli.ipynb #58bfc590
+# %% ../nbs/90_cli.ipynb #aa8248e9
 def export_command(run: Path, file: Path, format: str | None = None, weights: str = 'last', latency: bool = False):
     """write a run's student for the official code and timm, or as one file for a runtime
 
@@ -325,8 +325,7 @@ def export_command(run: Path, file: Path, format: str | None = None, weights: st
     from vitnb.training.runs import open_run
     endings = {'.onnx': 'onnx', '.pt2': 'torch-export', **dict.fromkeys(('.pth', '.pt', '.bin', '.ckpt', '.tar'), 'official')}
     if format is None and file.suffix not in endings: raise UserError(f'the ending of {file} names no format: use .onnx, .pt2 or .pth, or say --format {"|".join(dict.fromkeys(endings.values()))}')
-    if format is None: format = endings[file.suffix]
-    choose('format', format, ('official', 'onnx', 'torch-export'))
+    format = choose('format', format or endings[file.suffix], ('official', 'onnx', 'torch-export'))
     if latency: _check_latency()
     if format == 'official':
         from vitnb.methods.imported import export_checkpoint

@@ -137,7 +137,7 @@ class Subject:
 class NotDone(UserError):
     "A part that this network or run does not have"
 
-# %% ../../nbs/analysis/60_analyse.ipynb #55759b89
+# %% ../../nbs/analysis/60_analyse.ipynb #ead772b8
 def sample(images: ImageSet, number: int | None, seed: int) -> ImageSet:
     "So many images, the same share of each class, in their order; all of them where there are fewer"
     return images if number is None or number >= len(images) else images.subset(sampled(images.labels.numpy(), number, seed))
@@ -154,7 +154,8 @@ def subject_of(what: Run | str | Path | nn.Module, images: ImageSet | None, view
     run = what if isinstance(what, Run) else open_run(what)
     images = load_test_images(run) if images is None else images
     numbers = sampled(images.labels.numpy(), config.images, config.seed)
-    return Subject(load_model(run, which), images.subset(numbers), view or view_of_run(run), groups or run.groups, config, run, which, teacher, numbers)
+    some = images if len(numbers) == len(images) else images.subset(numbers)
+    return Subject(load_model(run, which), some, view or view_of_run(run), groups or run.groups, config, run, which, teacher, numbers)
 
 # %% ../../nbs/analysis/60_analyse.ipynb #6ba4fab1
 def _prefix(s: Subject) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from ..training.runs import Run
 # %% auto #0
 __all__ = ['Experts', 'make_experts', 'load_experts', 'load_validation', 'agreement', 'disagreements', 'one_of_each']
 
-# %% ../../nbs/analysis/00_experts.ipynb #a47c0b56
+# %% ../../nbs/analysis/00_experts.ipynb #7a409ef3
 @dataclass(frozen=True)
 class Experts:
     "The answers of a run's heads on the test set"
@@ -29,8 +29,10 @@ class Experts:
 
     @property
     def answer(self) -> str: return list(self.logits)[-1]     # the head whose answer counts
+    @property
+    def tested(self) -> np.ndarray: return np.bincount(self.labels, minlength=len(self.counts))      # (C,) test images
 
-# %% ../../nbs/analysis/00_experts.ipynb #5a3db3ca
+# %% ../../nbs/analysis/00_experts.ipynb #a9304de8
 def make_experts(labels: np.ndarray,
                  logits: Mapping[str, np.ndarray],     # head → (N, C); the average follows from cls and dist
                  counts: Sequence[int] | np.ndarray, class_names: Sequence[str], groups: Groups) -> Experts:
@@ -61,19 +63,18 @@ def load_validation(run: Run) -> Experts | None:
     logits = {head: saved['val_' + head] for head in ('cls', 'dist', 'out') if 'val_' + head in saved}
     return make_experts(saved['val_labels'], logits, data['counts'], data['class_names'], run.groups) if logits and 'val_labels' in saved else None
 
-# %% ../../nbs/analysis/00_experts.ipynb #b5faf177
+# %% ../../nbs/analysis/00_experts.ipynb #508cd387
 def agreement(experts: Experts, first: str = 'cls', second: str = 'dist',     # heads
              ) -> dict[str, dict[str, float]]:                                # overall, head, mid, tail → outcome → per cent
     "The share of each group that both heads get right, only one of them, or neither"
     a, b = (experts.logits[h].argmax(1) == experts.labels for h in (first, second))
-    C = len(experts.counts)
-    totals = np.bincount(experts.labels, minlength=C)
+    C, totals = len(experts.counts), experts.tested
     outcomes = {'both': a & b, first: a & ~b, second: b & ~a, 'neither': ~a & ~b}
     share = {name: 100 * np.bincount(experts.labels, hit, C) / np.maximum(totals, 1) for name, hit in outcomes.items()}
     parts = {name: [c for c in classes if totals[c]] for name, classes in {'overall': range(C), **dict(experts.groups.items())}.items()}
     return {part: {name: float(s[classes].mean()) if classes else float('nan') for name, s in share.items()} for part, classes in parts.items()}
 
-# %% ../../nbs/analysis/00_experts.ipynb #b4022ca2
+# %% ../../nbs/analysis/00_experts.ipynb #88e3d4fd
 def disagreements(experts: Experts,
                   right: str = 'dist', wrong: str = 'cls',    # heads
                   rarest_first: bool = True,                  # or the most common class first

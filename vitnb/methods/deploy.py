@@ -175,7 +175,7 @@ def export_model(run: Run, path: str | Path, format: str = 'onnx',      # or tor
                             'try the other format, or another version of torch')
     return Exported(path, format, difference, len(images), batch_norms(student) - batch_norms(merged))
 
-# %% ../../nbs/methods/84_deploy.ipynb #6deca5a4
+# %% ../../nbs/methods/84_deploy.ipynb #d75ae84b
 @dataclass(frozen=True)
 class Latency:
     "One row of the table"
@@ -194,8 +194,9 @@ def runner(student: nn.Module, runtime: str, device: torch.device) -> Callable[[
         with tempfile.TemporaryDirectory() as folder:
             write_onnx(student, Path(folder)/'student.onnx', {})
             return open_onnx(Path(folder)/'student.onnx')
+    if runtime == 'PyTorch': return student
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)      # on a machine without a GPU it says so at each compilation
-    return torch.compile(student, dynamic=False) if runtime == 'torch.compile' else student
+    return torch.compile(student, dynamic=False)
 
 Key = TypeVar('Key')
 

@@ -165,12 +165,12 @@ def query_name(state: State, query: str | None = None) -> str:
     query = query or state.query
     return f'patch {state.row}, {state.column}' if query == 'patch' else NAMES.get(query, query)
 
-# %% ../../nbs/widgets/32_attention_view.ipynb #a4f8ccb1
+# %% ../../nbs/widgets/32_attention_view.ipynb #ece49437
 PIXELS = [name for name, m in ATTRIBUTIONS.items() if m.per == 'pixel']
 
 def panels_without_attention(subject: Subject, record: Record, state: State, results: dict | None = None) -> list[Panel]:
     "The picture, and what a network without attention has to show: maps of its blocks, or what each pixel says of its answer"
-    results, key = {} if results is None else results, (subject.name, record.name, state.method, 'pixels')
+    results, key = {} if results is None else results, (subject.name, state.file or state.image, state.method, 'pixels')
     if state.method in PIXELS:
         if key not in results: results[key] = {state.method: attribution(subject.model, record.input, state.method).values[0].sum(0)}
         maps, method = results[key], METHODS[state.method]

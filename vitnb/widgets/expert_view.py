@@ -24,7 +24,7 @@ __all__ = ['DISAGREEMENTS', 'winning_shares', 'mix_accuracy', 'group_confusion',
            'saved_teacher', 'ask_teacher', 'teacher_table', 'rows_html', 'disputed', 'ExpertView', 'draw_experts',
            'set_mix', 'move_dial', 'draw_disputes', 'show_teacher', 'asked']
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #aec67bd5
+# %% ../../nbs/widgets/34_expert_view.ipynb #d9ceaa84
 def winning_shares(cls: np.ndarray, dist: np.ndarray,      # (N, C) logits
                    labels: np.ndarray,                     # (N,)
                    of: str = 'logits',                     # what is mixed: 'logits' or 'probabilities'
@@ -49,8 +49,7 @@ def winning_shares(cls: np.ndarray, dist: np.ndarray,      # (N, C) logits
 
 def mix_accuracy(bounds: np.ndarray, experts: Experts, share: float) -> tuple[np.ndarray, dict[str, float]]:    # (C,) and overall, head, mid, tail, in per cent
     "Accuracy of the mix with this share of CLS"
-    C = len(experts.counts)
-    total = np.bincount(experts.labels, minlength=C)
+    C, total = len(experts.counts), experts.tested
     right = np.bincount(experts.labels, (bounds[0] <= share) & (share <= bounds[1]), C)
     with np.errstate(invalid='ignore'): by_class = np.where(total > 0, 100 * right / total, np.nan)
     parts = {'overall': range(C), **dict(experts.groups.items())}
