@@ -45,7 +45,7 @@ def step(name: str, compiled: bool, cached: bool, batch_size: int | None = None)
     shape = student_config(preset, size, 3, teacher.num_classes, patch)
     images = batch_size or images
     data, model = random_data(shape, max(1024, images)), make_student(shape)
-    operations = 3 * forward_operations(model, shape)
+    operations = 3 * forward_operations(model, shape, training=True)
     network = build_teacher(teacher)
     operations += 0 if cached else forward_operations(network, shape)
     model = model.cuda().train()

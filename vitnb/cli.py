@@ -255,7 +255,7 @@ def doctor_command(source: str, device: str = 'auto', limit: int = 20000, report
     print(doctor(source, device, limit, report))
     if report: print(f'\nwritten: {report}')
 
-# %% ../nbs/90_cli.ipynb #dfe071ff
+# %% ../nbs/90_cli.ipynb #413f0dee
 def analyse_command(arguments: Sequence[str]):
     "Compute the standard analyses of a run and print what became of them"
     import dataclasses, tyro
@@ -268,6 +268,8 @@ def analyse_command(arguments: Sequence[str]):
         ('settings', AnalyseConfig, dataclasses.field(default_factory=AnalyseConfig))])
     given = tyro.cli(kind, args=arguments, prog='vitnb analyse', description='compute the standard analyses of a run into its folder', config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes))
     print(analysis_table(analyse(given.run, out=given.out, parts=given.only, config=given.settings, which=given.which, teacher=given.teacher, again=given.again)))
+    if given.out is None: print(f"""kept in {given.run}/analysis: `vitnb look {given.run}` shows the ranks, `vitnb report {given.run}` writes them into its page;
+in Python, any part: vitnb.analysis.analyse.present_part(vitnb.training.runs.open_run('{given.run}'), 'scores')""")
 
 # %% ../nbs/90_cli.ipynb #022d58a7
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def feature_distance(aligned: Tensor,      # (B, channels, h, w) of the student
     side = tuple(map(min, zip(aligned.shape[-2:], maps.shape[-2:])))
     return F.mse_loss(F.adaptive_avg_pool2d(aligned.float(), side), scale(F.adaptive_avg_pool2d(maps, side)))
 
-# %% ../../nbs/methods/50_dearkd.ipynb #74dd86fd
+# %% ../../nbs/methods/50_dearkd.ipynb #a23d6a3c
 class Early(NamedTuple):
     "What a student says in stage 1"
     cls: Tensor                 # (B, C)
@@ -103,6 +103,7 @@ class DearStudent(nn.Module):
         super().__init__()
         self.student, self.indices, self.dist_head = student, [b - 1 for b in blocks], dist_head
         student.head_dist.requires_grad_(dist_head)
+        if len(student.blocks) in blocks: student.blocks[-1].readers = None      # the aligner reads the patches of the last block too
         self.aligners = nn.ModuleList(Aligner(student.embed_dim, c, student.patch_embed.grid_size) for c in channels)
         self.scales = nn.ModuleList(Standardise(c) for c in channels)
         self.num_prefix_tokens = student.num_prefix_tokens

@@ -80,18 +80,21 @@ def named_loss(name: str, counts, device='cpu', max_margin: float = .5, scale: f
             'focal': lambda z, y, w=None: focal_loss(z, y, gamma, w),
             'ldam': lambda z, y, w=None: ldam_loss(z, y, margins, scale, w)}.get(name, lambda z, y, w=None: adjusted_loss(z, y, prior, tau, w))
 
-# %% ../../nbs/training/02_losses.ipynb #c375fe3c
+# %% ../../nbs/training/02_losses.ipynb #d925d716
 def paco_loss(centre_logits: Tensor,         # (B, C) of the queries
-              features: Tensor,              # (2B + K, D) of unit length: queries, keys, queue
-              labels: Tensor,                # (2B + K,)
+              features: Tensor,              # (F, D) of unit length: the B queries, then keys and queue
+              labels: Tensor,                # (F,)
               prior: Tensor,                 # (C,) log π
-              alpha: float = .01, beta: float = 1, gamma: float = 1, temperature: float = .05) -> Tensor:
+              alpha: float = .01, beta: float = 1, gamma: float = 1, temperature: float = .05,
+              smoothing: float = 0.,         # share of the centres' mass that the other classes' centres get (GPaCo)
+             ) -> Tensor:
     "Parametric contrastive loss of the first B features"
     B, C = centre_logits.shape
     similar = features[:B].float() @ features.float().T / temperature
     logits = torch.cat([centre_logits.float() + prior, similar], 1)
     other = 1 - torch.eye(B, len(features), device=features.device)
-    mass = torch.cat([beta * F.one_hot(labels[:B], C), alpha * (labels[:B, None] == labels[None]) * other], 1)
+    own = F.one_hot(labels[:B], C)
+    mass = torch.cat([beta * ((1 - smoothing) * own + smoothing / max(C - 1, 1) * (1 - own)), alpha * (labels[:B, None] == labels[None]) * other], 1)
     among = torch.cat([torch.ones_like(centre_logits, dtype=torch.float32), gamma * other], 1)
     log_p = logits - torch.logsumexp(logits + among.log(), 1, keepdim=True)
     return -((mass * log_p).sum(1) / mass.sum(1)).mean()
