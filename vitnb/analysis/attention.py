@@ -21,7 +21,7 @@ __all__ = ['Call', 'listening', 'evaluating', 'Layout', 'token_names', 'check_im
            'attention_maps', 'HeadVectors', 'head_vectors', 'patch_distances', 'HeadNumbers', 'head_numbers',
            'stream_attention', 'HeadMeans', 'attention_means', 'block_map', 'rollout', 'mass_mask']
 
-# %% ../../nbs/analysis/10_attention.ipynb #bdc23e95
+# %% ../../nbs/analysis/10_attention.ipynb #eef04609
 @dataclass(frozen=True, eq=False)
 class Call:
     "One call of attention: B images, H heads, N tokens of d numbers a head"
@@ -41,7 +41,7 @@ class Call:
             scores = query.new_empty(*query.shape[:3], key.shape[-1])
             for q, k, out in zip(query, key, scores): torch.bmm(q, k, out=out)         # image by image, which copies no key
         if self.bias is None: return scores
-        return scores + self.bias.expand(len(self.query), 1 if self.bias.dim() < 4 else -1, len(self.query[0, 0]), -1)[images, :, rows]
+        return scores + self.bias.expand(len(self.query), 1 if self.bias.dim() < 3 else -1, len(self.query[0, 0]), -1)[images, :, rows]
 
     def weights(self, images: slice = slice(None), rows: slice = slice(None)) -> Tensor:
         "Attention of some images' rows, (images, H, rows, N), float32; row = query"
@@ -261,7 +261,7 @@ def attention_maps(model: nn.Module,
     with torch.no_grad(), listening(model, hear, names=layout.names): model(images)
     return Attention(maps.transpose(0, 1).cpu().numpy(), layout.tokens, layout.grid, layout.patch, chosen)
 
-# %% ../../nbs/analysis/10_attention.ipynb #d7b3676d
+# %% ../../nbs/analysis/10_attention.ipynb #06b59e07
 @dataclass(frozen=True)
 class HeadVectors:
     "Queries, keys and values of a few images, as the heads compare them (after any norm and rotation)"
@@ -279,9 +279,10 @@ def head_vectors(model: nn.Module,
     layout = attention_layout(model, images)
     chosen, heard = _chosen(layout, blocks), {}
     def hear(call):
-        if call.query is not None: heard[call.name] = [t.float().cpu() for t in (call.query, call.key, call.value)]
+        # no query other than 0: a layer that hands over a finished map (MHCA's mixture)
+        if call.query is not None and call.query.any(): heard[call.name] = [t.float().cpu() for t in (call.query, call.key, call.value)]
     with torch.no_grad(), listening(model, hear, True, layout.names): model(images)
-    if missing := [layout.names[b] for b in chosen if layout.names[b] not in heard]: raise UserError(f'{missing[0]} does not show its queries, keys and values: only attention that can be fused does')
+    if missing := [layout.names[b] for b in chosen if layout.names[b] not in heard]: raise UserError(f'{missing[0]} does not show its queries, keys and values: only attention of queries and keys alone does, and of a kind that can be fused')
     return HeadVectors(*(torch.stack(t, 1).numpy() for t in zip(*(heard[layout.names[b]] for b in chosen))), layout, chosen)
 
 # %% ../../nbs/analysis/10_attention.ipynb #215e8563

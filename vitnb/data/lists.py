@@ -21,7 +21,7 @@ __all__ = ['OUTSIDE', 'LIST_SETS', 'RULES', 'AHEAD', 'SHARD', 'ImageList', 'pars
            'reason_of', 'ReadAhead', 'ListImages', 'read_ahead', 'stop_reading', 'prepare', 'missing_bytes',
            'decode_part', 'unreadable', 'without', 'alone', 'open_prepared']
 
-# %% ../../nbs/data/05_lists.ipynb #287d66af
+# %% ../../nbs/data/05_lists.ipynb #0c97842f
 @dataclass(frozen=True, eq=False)
 class ImageList:
     "Pictures below a root folder and the class of each"
@@ -39,7 +39,7 @@ class ImageList:
 
     @property
     def checksum(self) -> str:       # 16 hexadecimal digits, of the paths in their order
-        return hashlib.sha256('\n'.join(self.paths).encode()).hexdigest()[:16]
+        return hashlib.sha256('\n'.join(self.paths).encode('utf-8', 'surrogateescape')).hexdigest()[:16]      # names of files need not be text
 
     def take(self, indices) -> ImageList:
         "The pictures at `indices` (an integer array), in that order"
@@ -101,7 +101,7 @@ def read_list(path: str | Path,                 # a text file with lines 'path l
     if check_files: _check_files(found, path)
     return found
 
-# %% ../../nbs/data/05_lists.ipynb #703acfba
+# %% ../../nbs/data/05_lists.ipynb #1cf5197d
 def _without_gaps(labels: Sequence[int] | np.ndarray, path: Path) -> int:
     "The number of classes, when each of 0, 1, … has a picture"
     used = np.unique(labels)
@@ -117,7 +117,7 @@ def _check_files(images: ImageList, path: Path):
     if missing := missing_files(images.root, images.paths):
         raise UserError(f'{len(missing)} of the {len(images)} pictures in {path} are not in {images.root}; the first is {missing[0]}')
 
-# %% ../../nbs/data/05_lists.ipynb #44cf53c0
+# %% ../../nbs/data/05_lists.ipynb #9e2b4c6d
 def renumber_by_size(train_labels: Sequence[int] | np.ndarray,   # (N,) original class of each training picture
                      num_classes: int | None = None,             # default: 1 + the largest label
                     ) -> np.ndarray:                             # (C,) new number of each original class

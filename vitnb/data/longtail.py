@@ -13,7 +13,7 @@ from ..core import UserError, choose
 __all__ = ['PROFILES', 'ORDERS', 'GROUP_RULES', 'DEIT_LT_CUTS', 'class_counts', 'longtail_indices', 'class_order', 'by_size',
            'Groups', 'size_groups', 'effective_number_weights']
 
-# %% ../../nbs/data/00_longtail.ipynb #f52d19dc
+# %% ../../nbs/data/00_longtail.ipynb #daf8d9ef
 PROFILES = ('exp', 'step')
 
 def class_counts(num_classes: int,
@@ -30,10 +30,10 @@ def class_counts(num_classes: int,
     counts = np.array([int(n_max * (1 / rho) ** p) for p in position])
     if counts.min() < 1:
         raise UserError(f'rho={rho:g} with {n_max} images in the largest class leaves {int((counts < 1).sum())} '
-                        f'classes empty: use a rho below {n_max}')
+                        f'of {num_classes} classes empty: use a rho below {n_max}')
     return counts
 
-# %% ../../nbs/data/00_longtail.ipynb #56c0ad27
+# %% ../../nbs/data/00_longtail.ipynb #bc78d1c1
 def longtail_indices(labels: Sequence[int] | np.ndarray,   # (N,) class of every image
                      counts: Sequence[int] | np.ndarray,   # (C,) images to keep of each class, by class number
                      seed: int = 0,
@@ -49,7 +49,7 @@ def longtail_indices(labels: Sequence[int] | np.ndarray,   # (N,) class of every
         kept.append(indices[:wanted])
     return np.concatenate(kept)
 
-# %% ../../nbs/data/00_longtail.ipynb #42cfbbd0
+# %% ../../nbs/data/00_longtail.ipynb #73c1f7a7
 ORDERS = ('label', 'shuffle', 'spread')
 
 def class_order(num_classes: int,
@@ -71,7 +71,7 @@ def class_order(num_classes: int,
     result[0::2], result[1::2] = halves[first], halves[1 - first]
     return result
 
-# %% ../../nbs/data/00_longtail.ipynb #427c3465
+# %% ../../nbs/data/00_longtail.ipynb #e2e77460
 def by_size(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     "Class numbers from the largest to the smallest class; equal classes in the order of their numbers"
     return np.argsort(-np.asarray(counts), kind='stable')
@@ -86,7 +86,7 @@ class Groups:
 
     def items(self): return (('head', self.head), ('mid', self.mid), ('tail', self.tail))
 
-# %% ../../nbs/data/00_longtail.ipynb #e70a6ae2
+# %% ../../nbs/data/00_longtail.ipynb #04ea2c55
 GROUP_RULES = ('deit-lt', 'count')
 DEIT_LT_CUTS = {10: (3, 7), 100: (36, 71), 1000: (390, 835), 8142: (842, 4543)}
 
@@ -106,7 +106,7 @@ def size_groups(counts: Sequence[int] | np.ndarray,   # (C,) training images of 
     parts = (order[:a], order[a:b], order[b:])
     return Groups(*(tuple(int(c) for c in p) for p in parts), rule=text)
 
-# %% ../../nbs/data/00_longtail.ipynb #3617bb60
+# %% ../../nbs/data/00_longtail.ipynb #b4a79418
 def effective_number_weights(counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
                              beta: float = .9999,                  # 0: all ones, towards 1: inverse frequency
                             ) -> np.ndarray:                       # (C,) float64, mean 1

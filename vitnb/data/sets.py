@@ -16,9 +16,10 @@ from .longtail import Groups, class_counts, class_order, longtail_indices, size_
 from .pixels import WAYS, Choice, Pixels, key_of, open_pixels, remembered, stamped
 
 # %% auto #0
-__all__ = ['FASHION_CLASSES', 'EMBEDDED_PER_CLASS', 'PICTURES', 'NAMES', 'IMAGENET', 'TEST_SHARE', 'TEST_SEED', 'ImageSet',
-           'fingerprint', 'embedded_part', 'read_arrays', 'fashion_mnist_full', 'fashion_mnist', 'image_folder',
-           'load_images', 'DataConfig', 'stratified', 'LongTailed', 'long_tailed', 'channel_statistics']
+__all__ = ['FASHION_CLASSES', 'EMBEDDED_PER_CLASS', 'PICTURES', 'PARTS', 'NAMES', 'IMAGENET', 'TEST_SHARE', 'TEST_SEED',
+           'ImageSet', 'fingerprint', 'embedded_part', 'read_arrays', 'fashion_mnist_full', 'fashion_mnist',
+           'folders_in', 'files_in', 'part_folders', 'image_folder', 'load_images', 'DataConfig', 'stratified',
+           'LongTailed', 'long_tailed', 'channel_statistics']
 
 # %% ../../nbs/data/10_sets.ipynb #a3755173
 @dataclass(frozen=True)
@@ -128,14 +129,34 @@ def _embedded_from_download() -> dict[str, np.ndarray]:
     images, labels = embedded_part(train.images[:, 0].numpy(), train.labels.numpy())
     return dict(train_images=images, train_labels=labels, test_images=test.images[:, 0].numpy(), test_labels=test.labels.numpy())
 
-# %% ../../nbs/data/10_sets.ipynb #1c5f7409
+# %% ../../nbs/data/10_sets.ipynb #1484e4a6
 PICTURES = frozenset('.jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm'.split())
 
+PARTS = dict(train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test')     # folder, in small letters → part
+
+def folders_in(folder: Path) -> list[Path]:
+    "The folders in a folder by name, without hidden ones"
+    return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.')) if folder.is_dir() else []
+
+def files_in(folder: Path) -> list[Path]:
+    "The files below a folder by name, without hidden ones and those in hidden folders"
+    return sorted(f for f in folder.rglob('*') if not any(p.startswith('.') for p in f.relative_to(folder).parts) and not f.is_dir())
+
+def part_folders(root: Path) -> dict[str, Path]:     # '' → the folder, or train, val and test → theirs
+    "Where the parts of a folder of images are; raises `UserError` when two folders have the same part"
+    found: dict[str, Path] = {}
+    for d in folders_in(root):
+        if part := PARTS.get(d.name.lower()):
+            if part in found: raise UserError(f'{root} has {found[part].name}/ and {d.name}/, and both are called like its {part} part: rename one of them')
+            found[part] = d
+    if not folders_in(found.get('train', root/'train')): return {'': root}      # a class may be called train
+    return {part: found[part] for part in ('train', 'val', 'test') if part in found}
+
+# %% ../../nbs/data/10_sets.ipynb #41e2a036
 def _list_pictures(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     "Every picture under `root/class/`, its class number, and the class names in alphabetical order"
     if not root.is_dir(): raise UserError(f'no folder {root}: imagefolder:PATH needs PATH/class name/picture.jpg')
-    found = {d.name: sorted(f for f in d.rglob('*') if f.suffix.lower() in PICTURES and not f.name.startswith('.'))
-             for d in sorted(root.iterdir()) if d.is_dir() and not d.name.startswith('.')}
+    found = {d.name: [f for f in files_in(d) if f.suffix.lower() in PICTURES] for d in folders_in(root)}
     if odd := [name for name in found if not name.isprintable()]:
         raise UserError(f'{root} has a folder whose name is not readable text ({odd[0]!a}): rename it')
     if not found: raise UserError(f'{root} has no sub-folders: put the pictures of each class in a folder named after it')
@@ -163,7 +184,7 @@ def _image_set(found: Pixels, names: tuple[str, ...]) -> ImageSet:
     if (kept.counts == 0).any(): raise UserError(f'no readable picture of class {names[int(kept.counts.argmin())]} in {found.files.root}')
     return kept
 
-# %% ../../nbs/data/10_sets.ipynb #ccca12ce
+# %% ../../nbs/data/10_sets.ipynb #0b66b495
 NAMES = ('fashion-mnist', 'fashion-mnist-full', 'cifar10', 'cifar100', *LIST_SETS, 'imagefolder:PATH')
 
 def load_images(name: str,                       # one of `NAMES`
@@ -200,20 +221,20 @@ def _listed(name: str, folder: str | None, lists: str | None, prepared: str | No
 
 def _image_folders(root: Path, **options) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
     "A folder of classes, or of train/ with test/, val/ or both, each a folder of classes"
-    def has_folders(folder): return folder.is_dir() and any(d.is_dir() and not d.name.startswith('.') for d in folder.iterdir())
-    if not has_folders(root/'train'): return image_folder(root, **options), None, None    # a class may be called train
-    parts = {name: image_folder(root/name, **options) for name in ('train', 'val', 'test') if (root/name).is_dir()}
+    where = part_folders(root)
+    if '' in where: return image_folder(root, **options), None, None
+    parts = {name: image_folder(where[name], **options) for name in ('train', 'val', 'test') if name in where}
     for name, part in parts.items():
         if odd := sorted(set(part.class_names) ^ set(parts['train'].class_names)): raise UserError(f'{root}: class {odd[0]!r} is in only one of train and {name}')
     if 'test' not in parts and 'val' in parts: parts['test'] = parts.pop('val')
     return parts['train'], parts.get('val'), parts.get('test')
 
-# %% ../../nbs/data/10_sets.ipynb #31d897b6
+# %% ../../nbs/data/10_sets.ipynb #8acd877c
 @dataclass(frozen=True)
 class DataConfig:
     "Which images, how imbalanced, and how they are split"
     dataset: str = 'fashion-mnist'
-    "fashion-mnist, fashion-mnist-full, cifar10, cifar100 or imagefolder:PATH"
+    "fashion-mnist, fashion-mnist-full, cifar10, cifar100, imagenet-lt, inaturalist18 or imagefolder:PATH"
     folder: str | None = None
     "where the files of cifar10 or cifar100 are (default: the cache folder, filled by a download), or the pictures of imagenet-lt or inaturalist18"
     lists: str | None = None

@@ -263,7 +263,7 @@ class EarlyThenLabels:
         hidden = self.hidden * hidden_loss(model, said.aligned, maps)
         return dict(losses, loss=losses['loss'] + hidden, hidden=hidden)
 
-# %% ../../nbs/methods/50_dearkd.ipynb #f59ceba0
+# %% ../../nbs/methods/50_dearkd.ipynb #a8943685
 @register('dearkd-lt')
 @dataclass(frozen=True)
 class DearKDLT(EarlyDistilled, DeiTLT):
@@ -274,5 +274,5 @@ class DearKDLT(EarlyDistilled, DeiTLT):
         start, switch = drw_epoch(self.epochs, self.drw_start), drw_epoch(self.epochs, self.switch)
         model, teacher, stages, about, notes = self.prepare_early(data, device, bf16)
         loss = EarlyThenLabels(teacher, stages, switch, self.alpha, self.hidden, drw_weights(data.train.counts, start, start, self.beta).to(device), start)
-        said = f'the features of the teacher end in epoch {min(switch + 1, self.epochs)}, DIST is re-weighted from epoch {start + 1} of {self.epochs}'
+        said = f'the features of the teacher end after epoch {min(switch, self.epochs)}, DIST is re-weighted from epoch {start + 1} of {self.epochs}'
         return Learner(model, loss, mixing=deit_lt_mixing(start, self.mix_in_drw), part='student', about=about, notes=[*notes, said])

@@ -366,7 +366,7 @@ def within(way: Sequence[Step], budget: float) -> Step:
     "The first step of a search that meets a budget"
     return next(s for s in way if s.ms <= budget)
 
-# %% ../../nbs/methods/86_slimming.ipynb #d82bdc0a
+# %% ../../nbs/methods/86_slimming.ipynb #053c7b44
 @torch.no_grad()
 def take_statistics(network: nn.Module, views: Sequence[Tensor]):      # batches of normalised images
     "Take the batch norms' statistics anew, as the mean over these batches"
@@ -384,11 +384,11 @@ def subnet_accuracy(supernet: Supernet, data: LongTailed, bf16: bool = False,
     if data.val is None: raise UserError('slimming compares networks on the validation part, and there is none: set val_fraction above 0')
     device, random = next(supernet.parameters()).device, torch.Generator().manual_seed(seed_of(seed, 'calibration'))
     chosen = torch.randperm(len(data.train), generator=random)[:calibration]
-    views = clean_view(data.train.subset(chosen).images, data.mean, data.std).to(device).split(128)
+    views = clean_view(data.train.images[chosen], data.mean, data.std, data.img_size, data.eval_crop).to(device).split(128)
     def accuracy(subnet: Subnet) -> float:
         network = cut_out(supernet, subnet)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16): take_statistics(network, [v for v in views if len(v) > 1])
-        logits = list(predict(network, data.val.images, data.mean, data.std, bf16).values())[-1]
+        logits = list(predict(network, data.val.images, data.mean, data.std, bf16, size=data.img_size, crop=data.eval_crop).values())[-1]
         return group_accuracy(logits, data.val.labels, data.groups)['overall']
     return accuracy
 

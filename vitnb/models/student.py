@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from ..core import UserError, choose, whole_file
 
 # %% auto #0
-__all__ = ['PRESETS', 'TokenLogits', 'backbone', 'backbones', 'default_patch_size', 'StudentConfig', 'LastBlock', 'attend_first',
-           'Student', 'student_config', 'make_student', 'resized_student', 'attention_seconds', 'AttentionChoice',
-           'choose_attention', 'save_weights', 'read_about', 'read_weights', 'about_student', 'described_student',
-           'load_weights', 'divided_like']
+__all__ = ['PRESETS', 'TokenLogits', 'backbone', 'backbones', 'default_patch_size', 'check_patch_size', 'StudentConfig',
+           'LastBlock', 'attend_first', 'Student', 'student_config', 'make_student', 'resized_student',
+           'attention_seconds', 'AttentionChoice', 'choose_attention', 'save_weights', 'read_about', 'read_weights',
+           'about_student', 'described_student', 'load_weights', 'divided_like']
 
 # %% ../../nbs/models/00_student.ipynb #61c46c89
 class TokenLogits(NamedTuple):
@@ -51,7 +51,7 @@ def backbones() -> dict[str, type]:
     for module in pkgutil.iter_modules(room.__path__): importlib.import_module(f'{room.__name__}.{module.name}')
     return dict(sorted(_backbones.items()))
 
-# %% ../../nbs/models/00_student.ipynb #1da2de5c
+# %% ../../nbs/models/00_student.ipynb #e7ad7a71
 PRESETS = dict(nano=dict(embed_dim=96, depth=6, num_heads=3, drop_path_rate=.05),
                tiny=dict(embed_dim=192, depth=12, num_heads=3, drop_path_rate=.1),
                small=dict(embed_dim=384, depth=12, num_heads=6, drop_path_rate=.1),
@@ -62,7 +62,13 @@ def default_patch_size(img_size: int, preset: str) -> int:
     if img_size >= 112: return 16 if img_size % 16 == 0 else 14
     return img_size // 4 if preset == 'nano' and img_size % 4 == 0 else 4
 
-# %% ../../nbs/models/00_student.ipynb #3c2b3703
+def check_patch_size(img_size: int, patch: int) -> int:
+    "The patch size; raises `UserError` when such patches do not fill the image"
+    if patch > 0 and img_size % patch == 0: return patch
+    fits = [p for p in range(2, img_size // 2 + 1) if img_size % p == 0]
+    raise UserError(f'image size {img_size} is not divisible by patch size {patch}: ' + (f'use a patch size of {", ".join(map(str, fits))}' if fits else 'no patch size is, use images whose side is a multiple of 4'))
+
+# %% ../../nbs/models/00_student.ipynb #36585b55
 @backbone('vit')
 @dataclass(frozen=True)
 class StudentConfig:
@@ -85,10 +91,7 @@ class StudentConfig:
         "A preset for the data at hand; raises `UserError` when patches do not fill the image"
         shape = dict(PRESETS[preset])
         if drop_path_rate is not None: shape['drop_path_rate'] = drop_path_rate
-        patch = default_patch_size(img_size, preset) if patch_size is None else patch_size
-        if patch < 1 or img_size % patch:
-            fits = [p for p in range(2, img_size // 2 + 1) if img_size % p == 0]
-            raise UserError(f'image size {img_size} is not divisible by patch size {patch}: use a patch size of {", ".join(map(str, fits))}')
+        patch = check_patch_size(img_size, default_patch_size(img_size, preset) if patch_size is None else patch_size)
         return cls(img_size, patch, in_chans, num_classes, use_dist=use_dist, **shape)
 
     def build(self) -> Student: return Student(self)
