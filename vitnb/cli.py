@@ -16,7 +16,7 @@ __all__ = ['PAGE', 'COMMANDS', 'train_command', 'dry_run', 'run_and_report', 're
            'doctor_command', 'analyse_command', 'Import', 'import_command', 'import_data', 'export_command',
            'generate_command', 'Demo', 'demo', 'demo_settings', 'demo_table', 'usage', 'main']
 
-# %% ../nbs/90_cli.ipynb #7f65e8d0
+# %% ../nbs/90_cli.ipynb #4411922d
 def train_command(arguments: Sequence[str]):
     "train a method and write its run folder and report"
     from vitnb.methods.registry import method, methods
@@ -31,7 +31,7 @@ def train_command(arguments: Sequence[str]):
     options = tyro.cli(_options(arguments[0], start), args=rest, prog=f'vitnb train {arguments[0]}', description=kind.__doc__,
                        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
     try:
-        if options.dry_run: dry_run(options.settings, arguments[0], name)
+        if options.dry_run: dry_run(options.settings, arguments[0], name, options.out)
         else: run_and_report(options.settings, arguments[0], options.out)
     except UserError as e: raise UserError(_of_recipe(str(e), name)) from e
 
@@ -66,12 +66,14 @@ def _of_recipe(text: str, name: str | None) -> str:
     "Advice to train a teacher, for the recipe that was asked for"
     return text.replace('`vitnb train teacher`', f'`vitnb train teacher --recipe {name}`') if name else text
 
-# %% ../nbs/90_cli.ipynb #01a7e066
-def dry_run(config, name: str, recipe: str | None = None):
+# %% ../nbs/90_cli.ipynb #4e5bb7f2
+def dry_run(config, name: str, recipe: str | None = None, out: str | Path | None = None):
     "Print what a training would do, and what it lacks"
     from vitnb.training.loop import check_settings
     from vitnb.training.plan import plan
+    from vitnb.training.runs import check_new
     check_settings(config)
+    if out is not None: check_new(out)
     lines, missing = plan(config, name)
     for title, text in lines: print(f'{title:14} {text}')
     for text in missing: print(f'{"missing":14} {_of_recipe(text, recipe)}')
@@ -271,7 +273,7 @@ def analyse_command(arguments: Sequence[str]):
     if given.out is None: print(f"""kept in {given.run}/analysis: `vitnb look {given.run}` shows the ranks, `vitnb report {given.run}` writes them into its page;
 in Python, any part: vitnb.analysis.analyse.present_part(vitnb.training.runs.open_run('{given.run}'), 'scores')""")
 
-# %% ../nbs/90_cli.ipynb #022d58a7
+# %% ../nbs/90_cli.ipynb #7abff7ef
 @dataclass(frozen=True)
 class Import:
     "test a released checkpoint and keep it as a run"
@@ -309,8 +311,8 @@ def import_command(options: Import):
 
 def import_data(options: Import):    # a `DataConfig`
     "The images that a student or a teacher of the recipe learns from: CIFAR's teachers see 32 px, its students 224"
-    from vitnb.models.checkpoints import read_checkpoint
-    kind = 'deit-lt' if 'dist_token' in read_checkpoint(options.file) else 'teacher'
+    from vitnb.models.checkpoints import read_checkpoint, read_header
+    kind = 'deit-lt' if 'dist_token' in read_checkpoint(options.file) or read_header(options.file).get('kind') == 'student' else 'teacher'
     given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
     return replace(_recipe(kind, options.recipe or 'fashion-mnist-lt').data, **given)
 
@@ -453,7 +455,7 @@ def usage() -> str:
     lines = [f'  {name:8} {text}' for name, text in COMMANDS.items()]
     return 'usage: vitnb COMMAND [options]    (vitnb COMMAND --help lists them)\n\nTrain Vision Transformers on long-tailed images, and look inside them.\n\n' + '\n'.join(lines)
 
-# %% ../nbs/90_cli.ipynb #c25cbb41
+# %% ../nbs/90_cli.ipynb #c108e7d5
 def main(arguments: Sequence[str] | None = None) -> int:   # exit status
     "The `vitnb` command"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -469,7 +471,12 @@ def main(arguments: Sequence[str] | None = None) -> int:   # exit status
     except (UserError, OSError) as e: print(f'vitnb: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt as e:
         on = e.args[0] if e.args else 'the same command goes on' if arguments[0] in ('analyse', 'generate') else 'start it again'
-        print(f'\nvitnb: interrupted; {on}', file=sys.stderr); return 130
+        if os.environ.get('RANK', '0') == '0': print(f'\nvitnb: interrupted; {on}', file=sys.stderr)      # of several processes, the first one speaks
+        return 130
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and 'out of memory' not in str(e) and "can't allocate memory" not in str(e): raise
+        print(f'vitnb: not enough memory ({str(e).strip().splitlines()[0][:200] if str(e) else "for what was asked"}): a smaller --batch-size (with --accumulate for the same updates), larger patches, or smaller images need less', file=sys.stderr)
+        return 2
     return 0
 
 def _nobody_listens() -> int:

@@ -43,7 +43,7 @@ def _size(network: nn.Module, data: LongTailed, known: dict) -> dict:
     if not isinstance(network, ResNet): return {}
     return dict(img_size=known.get('img_size') or data.img_size) | {k: known[k] for k in ('mixed',) if k in known}
 
-# %% ../../nbs/methods/80_imported.ipynb #6248fe5a
+# %% ../../nbs/methods/80_imported.ipynb #199def30
 def import_checkpoint(path: str | Path, config: DataConfig = DataConfig(),
                       out: str | Path | None = None,     # run folder; None: the next free name in `runs/`
                       family: str = 'auto',              # of a teacher: ldam, paco or ce
@@ -58,7 +58,7 @@ def import_checkpoint(path: str | Path, config: DataConfig = DataConfig(),
     run = Run(new_run_folder(out, 'imported'))
     about = dict(method='imported', config=dict(asdict(settings), checkpoint=Path(path).name), data=describe(data), model=learner.about,
                  machine=dict(device=str(device), precision='bf16' if bf16 else 'fp32', threads=torch.get_num_threads(), **versions()))
-    with recording(run, about) as status: status['test'] = test_run(learner, Accelerator(cpu=device.type == 'cpu'), data, run, bf16)
+    with recording(run, about) as status: status['test'] = test_run(learner, Accelerator(cpu=device.type == 'cpu', mixed_precision='no'), data, run, bf16)
     return run
 
 # %% ../../nbs/methods/80_imported.ipynb #5a987161

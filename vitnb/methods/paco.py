@@ -22,7 +22,7 @@ from ..training.processes import rank_and_size
 # %% auto #0
 __all__ = ['Contrastive', 'remember', 'PaCo', 'contrasting']
 
-# %% ../../nbs/methods/12_paco.ipynb #b48feb4d
+# %% ../../nbs/methods/12_paco.ipynb #6f07de92
 class Contrastive(nn.Module):
     "A classifier with a projection, a slowly moving copy of both, and a queue of what the copy has seen; without a momentum there is no copy"
     def __init__(self, network: nn.Module, dim: int, queue: int, momentum: float | None):
@@ -47,10 +47,10 @@ class Contrastive(nn.Module):
             features = torch.cat([features, more])
         else:
             with torch.no_grad(): _, keys = seen(second, self.slow['network'], self.slow['project'])
-        self.pending = (keys.detach(), labels)
+        if self.pending is None: self.pending = (keys.detach(), labels)      # not what SAM's second look says, with weights that do not stay
         return self.network.linear(features), torch.cat([queries, keys, self.queue]), torch.cat([labels, labels, self.queue_labels])
 
-# %% ../../nbs/methods/12_paco.ipynb #a381bc89
+# %% ../../nbs/methods/12_paco.ipynb #96ff7eea
 @torch.no_grad()
 def remember(model: Contrastive):
     "Move the slow copy towards the network, and put the last batch into the queue"
@@ -62,12 +62,13 @@ def remember(model: Contrastive):
     size = len(model.queue)
     model.queue.copy_(torch.cat([keys, model.queue])[:size])
     model.queue_labels.copy_(torch.cat([labels, model.queue_labels])[:size])
+    model.pending = None
 
-# %% ../../nbs/methods/12_paco.ipynb #afc7e747
+# %% ../../nbs/methods/12_paco.ipynb #f6e60ea6
 @register('paco')
 @dataclass(frozen=True)
 class PaCo(TrainConfig):
-    "A CNN teacher by parametric contrastive learning with SAM (Cui et al. 2021)"
+    "A CNN teacher by parametric contrastive learning with SAM (Cui et al. 2021), or by its generalized form (2023)"
     augment: AugmentConfig = AugmentConfig(erase=.5, mixup=0, cutmix=0, smoothing=0)
     depth: int = 20
     "layers of the residual network: 8, 20, 32, …"
@@ -92,11 +93,11 @@ class PaCo(TrainConfig):
     key_momentum: float = .999
     "share of itself that the slow copy keeps at each step (paco)"
     centre_smoothing: float = 0.
-    "share of the mass of the class centre that goes to the other centres (0 in the published GPaCo)"
+    "share of the mass of the class centre that goes to the other centres (0 in GPaCo's long-tailed runs, 0.1 on all of ImageNet)"
     LIMITS: ClassVar = dict(centre_smoothing=(0, 1), alpha=(0, math.inf), temperature=(1e-3, math.inf), queue=(1, math.inf), dim=(1, math.inf), key_momentum=(0, 1))
 
     def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
-        "A residual network, its slow copy and its queue; only the first is kept"
+        "A residual network, its slow copy (paco) and its queue; only the first is kept"
         if self.accumulate > 1: raise UserError(f'accumulate={self.accumulate}: PaCo remembers one batch a step, use a larger batch_size instead')
         if rank_and_size()[1] > 1: raise UserError('PaCo remembers the images that it has seen and trains in one process: start it without torchrun or accelerate launch')
         choose('form', self.form, ('paco', 'gpaco'))

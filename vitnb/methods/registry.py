@@ -35,7 +35,9 @@ def method(name: str) -> type[TrainConfig]:
     "The method of that name; raises `UserError` that lists the names there are"
     return methods()[choose('method', name, methods())]
 
-# %% ../../nbs/methods/00_registry.ipynb #c4849183
+# %% ../../nbs/methods/00_registry.ipynb #15df50a4
 def resume(run: str | Path, data=None, quiet: bool = False) -> Run:     # data: a `LongTailed`, when it is loaded already
     "Go on with a run that was ended before its time; raises `UserError` when it cannot be"
-    return go_on_with(run, method(open_run(run).config['method']), data, quiet)
+    found = open_run(run)
+    if found.status['state'] == 'finished' and found.config['method'] not in methods(): return found      # imported, say
+    return go_on_with(run, method(found.config['method']), data, quiet)

@@ -99,12 +99,13 @@ def pieces_of(base: EfficientFormerConfig, stage: int, width: int,
     blocks = [b for b in network.stages[stage].blocks if next(b.parameters(), None) is not None]
     return (network.stages[stage].downsample if stage else network.stem), *blocks, network
 
-# %% ../../nbs/methods/86_slimming.ipynb #b6415d98
+# %% ../../nbs/methods/86_slimming.ipynb #aeda53d9
 class Supernet(nn.Module):
     "All the networks of a search space in one"
     def __init__(self, config: EfficientFormerConfig, attention_from: int = 2):     # the first stage, counted from 0, with MB3D among its paths
         super().__init__()
-        self.config, self.tau = config, 1.
+        self.config = config
+        self.register_buffer('tau', torch.tensor(1.))      # the temperature, part of the state: a resumed run validates with that of its epoch
         self.steps, self.stages = nn.ModuleList(), nn.ModuleList()
         for s, (width, depth) in enumerate(zip(config.embed_dims, config.depths)):
             made = [pieces_of(config, s, width) for _ in range(depth)]
@@ -418,7 +419,7 @@ def slim_by_importance(start: Subnet, importance: Sequence[Sequence[float]], ms:
         way.append(Step(found[kind][0], kind, found[kind][1], ms(found[kind][1].plan), None, {}))
     return way
 
-# %% ../../nbs/methods/86_slimming.ipynb #9de9d8fa
+# %% ../../nbs/methods/86_slimming.ipynb #c76dba21
 @register('slimming')
 @dataclass(frozen=True)
 class Slimming(TrainConfig):
@@ -451,7 +452,7 @@ class Slimming(TrainConfig):
             torch.manual_seed(self.seed)
             supernet = Supernet(shape).to(device, memory_format=torch.channels_last)
         def loss(model: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
-            getattr(model, 'module', model).tau = self.tau(epoch)
+            getattr(model, 'module', model).tau.fill_(self.tau(epoch))
             return criterion(model, batch, epoch)
         about = dict(kind='supernet', config=asdict(shape), **data.known())
         return Learner(supernet, loss, about=about, notes=[f'supernet of {plan_of(shape)}: the temperature falls from {self.tau(0):g} to {self.tau(self.epochs - 1):g}'])
@@ -490,7 +491,7 @@ class Slimmed(ViT):
         network, about = super().make_student(data, device, use_dist)
         return network.to(memory_format=torch.channels_last), about
 
-# %% ../../nbs/methods/86_slimming.ipynb #92258ac0
+# %% ../../nbs/methods/86_slimming.ipynb #875c785f
 def load_supernet(run: str | Path) -> tuple[Supernet, LongTailed]:
     "The supernet of a finished run of `slimming`, and its data"
     run = open_run(run)
@@ -499,7 +500,7 @@ def load_supernet(run: str | Path) -> tuple[Supernet, LongTailed]:
     data = long_tailed(config.data)
     supernet = config.learner(data, torch.device('cpu'), False).model
     load_weights(supernet, read_weights(run.path/'model.safetensors')[0], run.path/'model.safetensors')
-    supernet.tau = config.tau_end
+    supernet.tau.fill_(config.tau_end)
     return supernet.eval(), data
 
 def search(supernet: Supernet, data: LongTailed, table: LatencyTable,

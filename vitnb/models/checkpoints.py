@@ -107,7 +107,7 @@ def _heads(width: int, num_heads: int | None, path) -> int:
     if heads < 0 or width % heads: raise UserError(f'{path}: a width of {width} cannot be cut into {heads} heads: give a num_heads that divides it')
     return heads
 
-# %% ../../nbs/models/20_checkpoints.ipynb #59d4d3ec
+# %% ../../nbs/models/20_checkpoints.ipynb #7759a482
 def recognise_student(weights: dict[str, Tensor],        # state dict with timm's names
                       path: str | Path = 'the checkpoint',   # for messages
                       num_heads: int | None = None,      # where neither preset nor 64 a head is right
@@ -122,7 +122,7 @@ def recognise_student(weights: dict[str, Tensor],        # state dict with timm'
     grid = round(max(tokens - 2, 0) ** .5)
     if grid < 1 or grid * grid != tokens - 2 or patch != other: raise UserError(f'{path}: {tokens - 2} patches of {patch}×{other} px are not a square of squares, which a student needs')
     blocks = {int(k.split('.')[1]) for k in weights if re.fullmatch(r'blocks\.\d{1,4}\..+', k)}
-    for i in range(len(blocks)):
+    for i in range(max(1, len(blocks))):
         if _shape(weights, f'blocks.{i}.attn.qkv.weight', path, 2) != (3 * width, width): raise UserError(f'{path}: block {i} is not of width {width}')
     preset = next((p for p in PRESETS.values() if p['embed_dim'] == width), {})
     return StudentConfig(grid * patch, patch, channels, classes, width, len(blocks), _heads(width, num_heads, path), preset.get('drop_path_rate', 0.))

@@ -100,20 +100,20 @@ class StudentConfig:
         "What timm's `VisionTransformerDistilled` is made with"
         return {f.name: getattr(self, f.name) for f in fields(StudentConfig) if f.name != 'use_dist'}
 
-# %% ../../nbs/models/00_student.ipynb #275a2c29
+# %% ../../nbs/models/00_student.ipynb #2685f7c2
 class LastBlock(Block):
     "timm's block, which in training works out only those first tokens that somebody reads"
     readers: int | None = 2      # None: all tokens are read
 
-    def forward(self, x: Tensor, attn_mask=None, is_causal: bool = False) -> Tensor:     # (B, N, D) → (B, 2, D) in training
-        if not self.training or self.readers is None or type(self.attn) is not Attention: return super().forward(x, attn_mask, is_causal)
+    def forward(self, x: Tensor, *masks, **named) -> Tensor:     # (B, N, D) → (B, 2, D) in training
+        if not self.training or self.readers is None or masks or named or type(self.attn) is not Attention: return super().forward(x, *masks, **named)
         read = x[:, :self.readers]
         read = read + self.drop_path1(self.ls1(attend_first(self.attn, self.norm1(x), self.readers)))
         return read + self.drop_path2(self.ls2(self.mlp(self.norm2(read))))
 
 def attend_first(attn: Attention, x: Tensor, n: int) -> Tensor:      # (B, N, D) → (B, n, D)
     "What attention gives to the first tokens: they alone ask, all are asked"
-    width = attn.attn_dim
+    width = attn.num_heads * attn.head_dim
     def heads(of: Tensor, rows: slice) -> Tensor: return F.linear(of, attn.qkv.weight[rows], attn.qkv.bias[rows]).unflatten(-1, (-1, attn.num_heads, attn.head_dim))
     q = heads(x[:, :n], slice(0, width))[:, :, 0].transpose(1, 2)
     k, v = heads(x, slice(width, None)).permute(2, 0, 3, 1, 4)
@@ -121,9 +121,9 @@ def attend_first(attn: Attention, x: Tensor, n: int) -> Tensor:      # (B, N, D)
     else: out = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(-1)) @ v
     return attn.proj_drop(attn.proj(out.transpose(1, 2).flatten(2)))
 
-# %% ../../nbs/models/00_student.ipynb #9984456f
+# %% ../../nbs/models/00_student.ipynb #34b1f988
 class Student(VisionTransformerDistilled):
-    "timm's distilled Vision Transformer that returns `TokenLogits`, in training and in evaluation alike"
+    "timm's distilled Vision Transformer that returns `TokenLogits`, in training and in evaluation alike; `blocks[-1].readers = None` brings the last patches back in training"
     def __init__(self, config: StudentConfig = StudentConfig()):
         super().__init__(**config.for_timm())
         self.config = config

@@ -223,7 +223,7 @@ def backward(config: TrainConfig, learner: Learner, accelerator, batch: Batch, e
         descend(origin)
     return losses
 
-# %% ../../nbs/training/50_loop.ipynb #ce9ba162
+# %% ../../nbs/training/50_loop.ipynb #02d6e3a3
 def check_settings(config: TrainConfig):
     "Raise a `UserError` for what is wrong with the settings before anything is loaded"
     check_limits(config)
@@ -235,6 +235,10 @@ def check_settings(config: TrainConfig):
     choose('compile', config.compile, ('auto', 'on', 'off'))
     choose('attention', config.attention, ('auto', 'fused', 'explicit'))
     choose('track', config.track, ('none', 'tensorboard', 'wandb', 'all'))
+    if config.track in ('tensorboard', 'wandb'):
+        from accelerate.utils import is_tensorboard_available, is_wandb_available
+        if not dict(tensorboard=is_tensorboard_available, wandb=is_wandb_available)[config.track](): raise UserError(f'track={config.track}: it is not installed here, `pip install {config.track}`')
+    if config.shard and config.ema_decay: raise UserError('shard and ema_decay do not go together: a moving average would need all the weights in one place')
     choose_device(config.device)
 
 def with_short_warmup(config: TrainConfig) -> TrainConfig:

@@ -80,7 +80,7 @@ def named_loss(name: str, counts, device='cpu', max_margin: float = .5, scale: f
             'focal': lambda z, y, w=None: focal_loss(z, y, gamma, w),
             'ldam': lambda z, y, w=None: ldam_loss(z, y, margins, scale, w)}.get(name, lambda z, y, w=None: adjusted_loss(z, y, prior, tau, w))
 
-# %% ../../nbs/training/02_losses.ipynb #d925d716
+# %% ../../nbs/training/02_losses.ipynb #94bf839d
 def paco_loss(centre_logits: Tensor,         # (B, C) of the queries
               features: Tensor,              # (F, D) of unit length: the B queries, then keys and queue
               labels: Tensor,                # (F,)
@@ -90,7 +90,7 @@ def paco_loss(centre_logits: Tensor,         # (B, C) of the queries
              ) -> Tensor:
     "Parametric contrastive loss of the first B features"
     B, C = centre_logits.shape
-    similar = features[:B].float() @ features.float().T / temperature
+    with torch.autocast(features.device.type, enabled=False): similar = features[:B].float() @ features.float().T / temperature      # divided by τ, errors of bfloat16 would count
     logits = torch.cat([centre_logits.float() + prior, similar], 1)
     other = 1 - torch.eye(B, len(features), device=features.device)
     own = F.one_hot(labels[:B], C)

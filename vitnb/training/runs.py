@@ -15,8 +15,9 @@ from ..core import UserError, whole_file
 from ..data.longtail import Groups
 
 # %% auto #0
-__all__ = ['SHAPES', 'write_json', 'read_json', 'append_line', 'write_lines', 'read_lines', 'check_shape', 'Run', 'open_run',
-           'list_runs', 'new_run_folder', 'versions', 'recording']
+__all__ = ['SHAPES', 'TAKEN', 'SILENT', 'write_json', 'read_json', 'append_line', 'write_lines', 'read_lines', 'check_shape',
+           'Run', 'open_run', 'list_runs', 'new_run_folder', 'check_new', 'versions', 'silent_for', 'alone',
+           'recording']
 
 # %% ../../nbs/training/40_runs.ipynb #be9f9d67
 def write_json(path: Path, content: Any):
@@ -75,7 +76,7 @@ def check_shape(content: Any, path: Path, shape: Any = None, name: str = ''):
             if key not in content: raise UserError(f'{path} is damaged: it has no {name}{key}')
             check_shape(content[key], path, inner, f'{name}{key}.')
 
-# %% ../../nbs/training/40_runs.ipynb #de914be1
+# %% ../../nbs/training/40_runs.ipynb #9ecdcb71
 @dataclass(frozen=True)
 class Run:
     "A run folder; every property reads its file when asked"
@@ -85,10 +86,11 @@ class Run:
     def config(self) -> dict: return self._read('config.json')
     @property
     def status(self) -> dict:
-        "State, times and test accuracy; a run that says it is running, but whose process is gone, is 'stopped'"
+        "State, times and test accuracy; a run that says it is running, but whose process is gone, or on another machine silent for minutes, is 'stopped'"
         status = self._read('status.json')
-        here = status.get('host') == platform.node()
-        return {**status, 'state': 'stopped'} if status['state'] == 'running' and here and not _alive(status.get('pid')) else status
+        if status['state'] != 'running': return status
+        lives = _alive(status.get('pid')) if status.get('host') == platform.node() else silent_for(self.path) < SILENT
+        return status if lives else {**status, 'state': 'stopped'}
     @property
     def metrics(self) -> list[dict]:
         "One dictionary an epoch"
@@ -142,7 +144,7 @@ def _started(run: Run) -> str:
     try: return run.status['started']
     except UserError: return ''
 
-# %% ../../nbs/training/40_runs.ipynb #ebbdc70a
+# %% ../../nbs/training/40_runs.ipynb #d7ad5af8
 def new_run_folder(out: str | Path | None,     # where the user wants it, or None
                    name: str,                  # for the automatic name
                    folder: str | Path = 'runs') -> Path:
@@ -153,7 +155,13 @@ def new_run_folder(out: str | Path | None,     # where the user wants it, or Non
         except FileExistsError:             # two runs that start at the same moment do not get the same one
             if out is not None and _hardly_begun(path): return path
         except OSError as e: raise UserError(f'cannot make the run folder {str(path)[:200]}: {e.strerror}') from e
-    raise UserError(f'{path} exists already: choose another --out, or delete it')
+    raise UserError(TAKEN.format(path))
+
+TAKEN = '{} exists already: choose another --out, or delete it'
+
+def check_new(out: str | Path):
+    "Raise a `UserError` when a folder for a new run holds something already"
+    if (path := Path(out).expanduser()).exists() and not _hardly_begun(path): raise UserError(TAKEN.format(path))
 
 def _hardly_begun(path: Path) -> bool:
     "Whether a folder holds nothing but the first traces of a run whose process is gone"
@@ -169,6 +177,26 @@ def versions() -> dict[str, str]:
         try: return version(name)
         except PackageNotFoundError: return 'unknown'
     return {'python': platform.python_version(), **{n: of(n) for n in ('vitnb', 'torch', 'timm', 'accelerate', 'numpy')}}
+
+# %% ../../nbs/training/40_runs.ipynb #647d6181
+SILENT = 300      # seconds after which a run on another machine, whose processes cannot be asked for, counts as stopped
+
+def silent_for(path: Path) -> float:     # seconds
+    "How long ago something was written into a run folder"
+    return time.time() - max((f.stat().st_mtime for f in (path, *path.glob('*')) if f.exists()), default=0.)
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    "Keep a run to this process for as long as it trains; raises `UserError` when another one has it"
+    from filelock import FileLock, Timeout
+    lock = FileLock(run.path/'.lock', timeout=0)
+    try: lock.acquire()
+    except Timeout: raise UserError(f'{run.path} is being trained by another process at the moment') from None
+    except (OSError, NotImplementedError): pass      # a disk without locks
+    try: yield
+    finally:
+        if lock.is_locked: (run.path/'.lock').unlink(missing_ok=True)
+        lock.release()
 
 # %% ../../nbs/training/40_runs.ipynb #c4804212
 @contextmanager
