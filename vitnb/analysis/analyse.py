@@ -201,7 +201,7 @@ def flatness_part(s: Subject):
     some = sample(s.images, s.config.flatness_images, s.config.seed)
     return dict(sharpness=sam_sharpness(s.model, some, s.view), eigenvalue=largest_eigenvalue(s.model, some, s.view, s.config.flatness_steps, seed=s.config.seed))
 
-# %% ../../nbs/analysis/60_analyse.ipynb #eff14abb
+# %% ../../nbs/analysis/60_analyse.ipynb #18a6c55c
 def scores_part(s: Subject):
     "Everything that can be said from a run's saved answers; always of all test images"
     if s.run is None: raise NotDone('there are no saved answers: give a run folder')
@@ -236,9 +236,9 @@ def teacher_part(s: Subject):
     if isinstance(s.model, (ResNet, TimmNetwork)): raise NotDone('it is not a student')
     teacher, found = find_teacher(s), {}
     found['agreement'] = teacher_agreement(s.model, teacher, sample(s.images, s.config.agreement_images, s.config.seed), s.view, s.groups, seed=s.config.seed)
-    try: stages = stage_layers(teacher, s.view)
-    except UserError: return found
-    return found | {f'similarity {k}': similarity(stages, token_layers(s.model, s.images, s.view, k), s.images, _batch(s.images), s.config.seed) for k in ('cls', 'dist', 'patch mean')}
+    try: stages, kinds = stage_layers(teacher, s.view), (*(k for k in _prefix(s) if k in ('cls', 'dist')), 'patch mean')
+    except UserError: return found          # a teacher without stages, or a student without tokens
+    return found | {f'similarity {k}': similarity(stages, token_layers(s.model, s.images, s.view, k), s.images, _batch(s.images), s.config.seed) for k in kinds}
 
 # %% ../../nbs/analysis/60_analyse.ipynb #74fcaa23
 STANDARD: dict[str, tuple[Callable[[Subject], Any], tuple[str, ...]]] = {     # part → what does it, the settings that it depends on

@@ -15,7 +15,7 @@ from ..training.runs import Run
 # %% auto #0
 __all__ = ['Experts', 'make_experts', 'load_experts', 'load_validation', 'agreement', 'disagreements', 'one_of_each']
 
-# %% ../../nbs/analysis/00_experts.ipynb #7a409ef3
+# %% ../../nbs/analysis/00_experts.ipynb #8f45ec57
 @dataclass(frozen=True)
 class Experts:
     "The answers of a run's heads on the test set"
@@ -31,6 +31,8 @@ class Experts:
     def answer(self) -> str: return list(self.logits)[-1]     # the head whose answer counts
     @property
     def tested(self) -> np.ndarray: return np.bincount(self.labels, minlength=len(self.counts))      # (C,) test images
+    @property
+    def balanced(self) -> bool: return len(set(self.tested[self.tested > 0])) == 1      # equally many test images of each class: means over classes are shares of images
 
 # %% ../../nbs/analysis/00_experts.ipynb #a9304de8
 def make_experts(labels: np.ndarray,

@@ -15,8 +15,8 @@ from ..training.metrics import class_accuracy, group_accuracy
 # %% auto #0
 __all__ = ['TAUS', 'SHIFTS', 'MIXES', 'SHARES', 'FLOOR', 'log_softmax', 'softmax', 'at_least_float32', 'check_answers',
            'adjusted', 'Curve', 'adjustment_curve', 'choose_tau', 'prior_shift_curve', 'mixed', 'mixing_frontier',
-           'dominated_area', 'Reliability', 'reliability', 'class_weights', 'negative_log_likelihood', 'class_summary',
-           'class_f1', 'macro_f1', 'score_intervals', 'ece_intervals', 'scores']
+           'Reliability', 'reliability', 'class_weights', 'negative_log_likelihood', 'class_summary', 'class_f1',
+           'macro_f1', 'score_intervals', 'ece_intervals', 'scores']
 
 # %% ../../nbs/analysis/20_scores.ipynb #523139b5
 def log_softmax(logits: np.ndarray) -> np.ndarray:     # (N, C), (N, C)
@@ -42,7 +42,7 @@ def check_answers(logits: np.ndarray, labels: np.ndarray, groups: Groups):
         raise UserError(f'labels or groups name a class outside 0 to {logits.shape[1] - 1}: logits of another data set?')
     if not np.isfinite(logits).all(): raise UserError(f'{int((~np.isfinite(logits)).sum())} logits are not finite: the training diverged')
 
-# %% ../../nbs/analysis/20_scores.ipynb #32aba60f
+# %% ../../nbs/analysis/20_scores.ipynb #4fa98d15
 def adjusted(logits: np.ndarray,                   # (N, C)
              counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
              tau: float = 1.,                      # 0: as it was, 1: from training frequencies to equal ones
@@ -53,7 +53,7 @@ def adjusted(logits: np.ndarray,                   # (N, C)
     if counts.min() < 1: raise UserError(f'class {int(counts.argmin())} has no training image, so its frequency has no logarithm')
     return logits - (tau * np.log(counts / counts.sum())).astype(logits.dtype)
 
-# %% ../../nbs/analysis/20_scores.ipynb #06e198c7
+# %% ../../nbs/analysis/20_scores.ipynb #82747bd3
 @dataclass(frozen=True)
 class Curve:
     "Accuracy along a setting that is varied after training"
@@ -71,7 +71,7 @@ def _curve(values: Sequence[float], rows: Sequence[dict[str, float]]) -> Curve:
     "Rows of accuracies as one array a part"
     return Curve(np.asarray(values, dtype=float), {part: np.array([r[part] for r in rows]) for part in rows[0]})
 
-# %% ../../nbs/analysis/20_scores.ipynb #5d1e84f4
+# %% ../../nbs/analysis/20_scores.ipynb #ba6a282b
 def choose_tau(val_logits: np.ndarray,               # (N, C) on validation images
                val_labels: np.ndarray,               # (N,)
                counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
@@ -84,7 +84,7 @@ def choose_tau(val_logits: np.ndarray,               # (N, C) on validation imag
     taus = sorted(taus)
     return float(taus[int(adjustment_curve(val_logits, val_labels, counts, everything, taus).accuracy['overall'].argmax())])
 
-# %% ../../nbs/analysis/20_scores.ipynb #71a68b21
+# %% ../../nbs/analysis/20_scores.ipynb #24ad247d
 SHIFTS = tuple(np.linspace(1, -1, 21).round(2).tolist())
 
 def prior_shift_curve(logits: np.ndarray, labels: np.ndarray,
@@ -118,7 +118,7 @@ def mixed(cls: np.ndarray, dist: np.ndarray,     # (N, C) logits each
     if of == 'logits': return share * at_least_float32(cls) + (1 - share) * at_least_float32(dist)
     return np.logaddexp(log_softmax(cls) + math.log(share), log_softmax(dist) + math.log(1 - share))
 
-# %% ../../nbs/analysis/20_scores.ipynb #1731af34
+# %% ../../nbs/analysis/20_scores.ipynb #60520918
 SHARES = tuple(np.linspace(0, 1, 21).round(2).tolist())
 
 def mixing_frontier(cls: np.ndarray, dist: np.ndarray,      # (N, C) logits each
@@ -128,14 +128,6 @@ def mixing_frontier(cls: np.ndarray, dist: np.ndarray,      # (N, C) logits each
     "Accuracies for every share of CLS, the rest being DIST"
     for logits in (cls, dist): check_answers(logits, labels, groups)
     return _curve(shares, [group_accuracy(mixed(cls, dist, w, of), labels, groups) for w in shares])
-
-def dominated_area(head: Sequence[float], tail: Sequence[float]) -> float:    # accuracies in per cent
-    "Per cent of all demands on head and tail accuracy that one of these points meets; NaN without head or tail"
-    points = sorted(zip(np.asarray(head, dtype=float), np.asarray(tail, dtype=float)), reverse=True)
-    if not np.isfinite(points).all(): return float('nan')
-    best = np.maximum.accumulate([t for _, t in points])                      # the best tail with this head accuracy or more
-    below = [h for h, _ in points[1:]] + [0.]
-    return float(sum((h - b) * t for (h, _), b, t in zip(points, below, best)) / 100)
 
 # %% ../../nbs/analysis/20_scores.ipynb #e1fb27d2
 @dataclass(frozen=True)
@@ -210,32 +202,38 @@ def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
     "Mean F1 over the classes that have images, in per cent"
     return float(np.nanmean(class_f1(logits, labels)))
 
-# %% ../../nbs/analysis/20_scores.ipynb #6c273926
+# %% ../../nbs/analysis/20_scores.ipynb #625f9ea4
 def score_intervals(score: Callable[[np.ndarray, np.ndarray], Mapping[str, float]],   # (logits, labels) → numbers by name
                     logits: np.ndarray, labels: np.ndarray,
                     level: float = .95, samples: int = 300, seed: int = 0,
-                   ) -> dict[str, tuple[float, float]]:                                # name → bounds; NaN where the score is
+                    groups: Groups | None = None,                                      # whose names say which classes a score is about; None: all
+                   ) -> dict[str, tuple[float, float]]:                                # name → bounds; NaN where the score is, or with a class of one image
     "Intervals of any scores from resampled images, drawn within each class"
     if not 0 < level < 1: raise UserError(f'level={level} must be between 0 and 1, such as 0.95')
     logits, labels, random = np.asarray(logits), np.asarray(labels), np.random.default_rng(seed_of(seed, 'score intervals'))
     value, members = score(logits, labels), [np.where(labels == c)[0] for c in np.unique(labels)]
-    size = float(np.median([len(m) for m in members]))
-    drawn = []
+    size, drawn = float(np.median([len(m) for m in members])), []
     for _ in range(samples):
         again = np.concatenate([random.choice(m, len(m)) for m in members])
         drawn.append(score(logits[again], labels[again]))
     stretch, bounds = math.sqrt(size / max(size - 1, 1)), {}
     for name, v in value.items():
-        low, high = np.quantile([d[name] for d in drawn], [(1 - level) / 2, (1 + level) / 2]) if np.isfinite(v) else (np.nan, np.nan)
+        low, high = np.quantile([d[name] for d in drawn], [(1 - level) / 2, (1 + level) / 2]) if np.isfinite(v) and not _single(name, labels, groups) else (np.nan, np.nan)
         bounds[name] = (float(v - stretch * (high - v)), float(v - stretch * (low - v)))
     return bounds
 
+def _single(name: str, labels: np.ndarray, groups: Groups | None) -> bool:
+    "Whether a class that a score is about has a single image"
+    about = next((classes for g, classes in (groups.items() if groups else ()) if f'_{name}'.endswith(f'_{g}')), None)
+    single = np.flatnonzero(np.bincount(labels) == 1)
+    return bool(len(single if about is None else np.intersect1d(single, about)))
+
 def ece_intervals(logits: np.ndarray, labels: np.ndarray, groups: Groups, **options) -> dict[str, tuple[float, float]]:   # in points, not below 0
     "Intervals of the calibration error overall and by group"
-    found = score_intervals(lambda z, y: {p: r.ece for p, r in reliability(z, y, groups).items()}, logits, labels, **options)
+    found = score_intervals(lambda z, y: {p: r.ece for p, r in reliability(z, y, groups).items()}, logits, labels, groups=groups, **options)
     return {part: tuple(max(0., b) if b == b else b for b in bounds) for part, bounds in found.items()}
 
-# %% ../../nbs/analysis/20_scores.ipynb #3150c4dd
+# %% ../../nbs/analysis/20_scores.ipynb #5c0003f1
 def scores(logits: np.ndarray,                   # (N, C)
            labels: np.ndarray,                   # (N,)
            counts: Sequence[int] | np.ndarray,   # (C,) training images of each class

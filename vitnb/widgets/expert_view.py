@@ -206,7 +206,7 @@ class ExpertView(View):
     def frontier_figure(self) -> Picture: return frontier_plot(self.dial)
     def confusion_figure(self) -> Picture: return confusion_figure(self.subject.experts)
 
-# %% ../../nbs/widgets/34_expert_view.ipynb #6bb284b1
+# %% ../../nbs/widgets/34_expert_view.ipynb #25df744e
 def draw_experts(view: ExpertView):
     "Everything of a run"
     parts = (view.bars, view.frontier, view.numbers, view.confusion, view.agreement, view.teacher)
@@ -220,7 +220,7 @@ def draw_experts(view: ExpertView):
         view.bars.value = view.bar_chart.html()
         view.numbers.value = rows_html({NAMES.get(h, h): r for h, r in experts.by_group.items()}, 'test accuracy, %')
         raise UserError(f'{view.state.run} answers with one head, so there is nothing to mix and nobody to disagree')
-    view.agreement.value = '<h4>Who is right</h4>' + Chart(agreement_bars(agreement(experts)), 'The share of each group that both tokens get right, only one, or neither').html(style='max-width: 27rem')
+    view.agreement.value = '<h4>Who is right</h4>' + Chart(agreement_bars(agreement(experts), experts.balanced), 'The share of each group that both tokens get right, only one, or neither').html(style='max-width: 27rem')
     view.mixes = {}
     move_dial(view)
     view.turn(0)

@@ -194,8 +194,10 @@ def expert_groups(rows: Mapping[str, Mapping[str, float]],   # name → overall,
     ax.legend(frameon=False, fontsize=SIZE, loc='lower left', ncols=min(len(rows), 5), bbox_to_anchor=(0, 1), handlelength=.8, handletextpad=.4, columnspacing=1.4, labelcolor='linecolor', borderaxespad=.2)
     return figure
 
-# %% ../../nbs/widgets/00_figures.ipynb #24f2749b
-def agreement_bars(shares: Mapping[str, Mapping[str, float]]) -> Picture:   # from `agreement`
+# %% ../../nbs/widgets/00_figures.ipynb #e383242f
+def agreement_bars(shares: Mapping[str, Mapping[str, float]],   # from `agreement`
+                   balanced: bool = True,                       # whether classes have equally many test images, as `Experts.balanced` says
+                  ) -> Picture:
     "For each group, the share of test images that both tokens get right, only one of them, or neither"
     look = dict(both=('both', COLOURS['avg']), cls=('only CLS', COLOURS['cls']), dist=('only DIST', COLOURS['dist']), neither=('neither', COLOURS['line']))
     figure, ax = new_figure(height=1.7)
@@ -209,7 +211,7 @@ def agreement_bars(shares: Mapping[str, Mapping[str, float]]) -> Picture:   # fr
     ax.tick_params(axis='y', length=0, labelsize=SIZE)
     ax.invert_yaxis()
     ax.set_xlim(0, 100)
-    ax.set_xlabel('test images, %', fontsize=SIZE, color=COLOURS['soft'])
+    ax.set_xlabel(f'test images{"" if balanced else ", every class counting the same"}, %', fontsize=SIZE, color=COLOURS['soft'])
     ax.legend(frameon=False, fontsize=SIZE, loc='lower left', ncols=4, bbox_to_anchor=(0, 1), handlelength=.8, handletextpad=.4, columnspacing=1.4, borderaxespad=.2, labelcolor=COLOURS['ink'])
     return figure
 

@@ -20,7 +20,7 @@ __all__ = ['ENDINGS', 'STYLE', 'Curves', 'Snapshot', 'make_curves', 'head_name',
            'picture_html', 'accuracy_html', 'facts', 'head_html', 'body_html', 'monitor_html', 'follow', 'Card',
            'monitor', 'epoch_line', 'status_line', 'watch']
 
-# %% ../../nbs/widgets/20_monitor.ipynb #17c9b851
+# %% ../../nbs/widgets/20_monitor.ipynb #41d381d9
 @dataclass(frozen=True, eq=False)
 class Curves:
     "What was measured after each of E epochs, for H heads"
@@ -55,7 +55,8 @@ class Snapshot:
     @property
     def share(self) -> float:
         "The part of the training that is done, 0 to 1"
-        return min(1., (self.epoch + self.step / max(1, self.steps)) / max(1, self.epochs))
+        if not self.epochs: return float(self.state == 'finished')      # an imported network has no epochs
+        return min(1., (self.epoch + self.step / max(1, self.steps)) / self.epochs)
 
 # %% ../../nbs/widgets/20_monitor.ipynb #41e74309
 def _number(value: Any) -> float:
@@ -77,10 +78,11 @@ def _row(values: Any) -> dict[str, float]:
     "Overall, head, mid and tail accuracy from what a file says"
     return {p: _number(values.get(p)) if isinstance(values, dict) else math.nan for p in PARTS}
 
-# %% ../../nbs/widgets/20_monitor.ipynb #1ecff90c
+# %% ../../nbs/widgets/20_monitor.ipynb #a6b2d34f
 def make_curves(lines: Sequence[Mapping]) -> Curves:    # the lines of metrics.jsonl
     "The lines of `metrics.jsonl` as arrays"
-    answers = [v if isinstance(v := line.get('val'), dict) else {} for line in lines]
+    of_key = lambda line, key: v if isinstance(v := line.get(key), dict) else {}
+    answers = [of_key(line, 'val') | {f'ema_{h}': row for h, row in of_key(line, 'val_ema').items()} for line in lines]
     heads = tuple(dict.fromkeys(h for a in answers for h in a))[:12]
     rows = [[list(_row(a.get(h)).values()) for a in answers] for h in heads]      # heads × epochs × parts
     of = lambda name: np.array([_number(line.get(name)) for line in lines], dtype=float)
@@ -163,7 +165,7 @@ def duration(seconds: float) -> str:
         if whole >= size: return f'{whole // size}{name if whole >= 2 * size else name.rstrip("s")}' + (f' {rest}{unit}' if (rest := whole % size // small) else '')
     return f'{whole} s'
 
-# %% ../../nbs/widgets/20_monitor.ipynb #626725f4
+# %% ../../nbs/widgets/20_monitor.ipynb #df58262e
 ENDINGS = dict(failed='It failed', interrupted='It was interrupted', stopped='Its process is gone: it was killed, or the machine went off,')
 
 def _ending(run: Run, status: Mapping, done: int, epochs: int) -> tuple[str, str]:    # a sentence, and a command
@@ -171,7 +173,9 @@ def _ending(run: Run, status: Mapping, done: int, epochs: int) -> tuple[str, str
     state = status['state']
     if state == 'finished': return '', ''
     error = f': {_words(status["error"])}' if status.get('error') else '.'
-    return f'{ENDINGS.get(state, "It ended")} after {done} of {epochs} epochs{error}', f'vitnb resume {shlex.quote(_words(run.path))}'
+    words = ENDINGS.get(state, 'It ended')
+    if not epochs: return words.rstrip(',') + error, ''       # an import: it is done again, and there is nothing to go on with
+    return f'{words} after {done} of {epochs} epochs{error}', f'vitnb resume {shlex.quote(_words(run.path))}'
 
 # %% ../../nbs/widgets/20_monitor.ipynb #66012772
 def monitor_curves(curves: Curves) -> Picture:
@@ -265,11 +269,11 @@ STYLE = '''
 .vitnb-card .quiet { color: var(--soft) }
 '''
 
-# %% ../../nbs/widgets/20_monitor.ipynb #304821e5
+# %% ../../nbs/widgets/20_monitor.ipynb #29d90f9b
 def facts(s: Snapshot) -> list[str]:
     "Where a run is, how fast, and how long it will take, in a few words each"
     if s.ended: return [f'{s.epoch} of {s.epochs} epochs'] * (s.epochs > 0) + [f'took {duration(s.seconds)}'] * math.isfinite(s.seconds)
-    if s.epoch >= s.epochs: return [f'all {s.epochs} epochs are done; now the test images']
+    if s.epoch >= s.epochs: return [f'all {s.epochs} epochs are done; now the test images' if s.epochs else 'answering the test images']
     where = f'epoch {s.epoch + 1} of {s.epochs}' + (f', step {s.step} of {s.steps}' if s.steps else '')
     known = ((s.rate, f'{s.rate:.0f} images/s'), (s.seconds_left, f'{duration(s.seconds_left)} left'), (s.loss, f'loss {s.loss:.3f}'))
     return [where] + [text for value, text in known if math.isfinite(value)]

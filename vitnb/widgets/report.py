@@ -41,10 +41,10 @@ def pixels_html(pixels: np.ndarray,      # (H, W) or (H, W, 3), 0 to 1
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(description)}"{" class=small" if small else ""} src="data:image/{"png" if small else "jpeg"};base64,{data}">'
 
-# %% ../../nbs/widgets/60_report.ipynb #539c2cf8
+# %% ../../nbs/widgets/60_report.ipynb #0f5b022e
 def number(value: float, signed: bool = False) -> str:
     "A number with one decimal, a real minus sign, and a dash where there is none"
-    return '–' if np.isnan(value) else f'{value:{"+" if signed else ""}.1f}'.replace('-', '−')
+    return '–' if np.isnan(value) else f'{round(float(value), 1) + 0.:{"+" if signed else ""}.1f}'.replace('-', '−')      # + 0.: no −0.0
 
 def table_html(sections: Mapping[str, Mapping[str, Mapping[str, float]]],    # heading → row name → overall, head, mid, tail
                caption: str) -> str:
@@ -61,7 +61,7 @@ def table_html(sections: Mapping[str, Mapping[str, Mapping[str, float]]],    # h
     columns = ''.join(f'<th scope="col">{p}</th>' for p in PARTS)
     return f'<table class="numbers"><caption>{html.escape(caption)}</caption><thead><tr><td></td>{columns}</tr></thead>{body}</table>'
 
-# %% ../../nbs/widgets/60_report.ipynb #9734d484
+# %% ../../nbs/widgets/60_report.ipynb #95813e62
 def experts_sentence(by_group: Mapping[str, Mapping[str, float]]) -> str:
     "Whether CLS and DIST became a head and a tail expert"
     tail, head = (by_group['dist'][p] - by_group['cls'][p] for p in ('tail', 'head'))
@@ -73,10 +73,14 @@ def experts_sentence(by_group: Mapping[str, Mapping[str, float]]) -> str:
 
 def share_sentence(experts: Experts) -> str:
     "How much is right: of the images where classes have equally many, otherwise as the mean over classes, with the plain share beside it"
-    tested, overall = experts.tested, number(experts.by_group[experts.answer]['overall'])
-    if len(set(tested[tested > 0])) == 1: return f'is right on {overall} % of the {len(experts.labels)} test images'
+    overall = number(experts.by_group[experts.answer]['overall'])
+    if experts.balanced: return f'is right on {overall} % of the {len(experts.labels)} test images'
     right = (experts.logits[experts.answer].argmax(1) == experts.labels).mean()
     return f'has an accuracy of {overall} %, the mean over classes ({number(100 * right)} % of the {len(experts.labels)} test images, which are not equally many of each class)'
+
+def _counting(experts: Experts) -> str:
+    "What a share is of, where it is not one of images"
+    return '' if experts.balanced else ', every class counting the same'
 
 def caution(experts: Experts) -> str:
     "Classes that are lost, and classes with so few test images that their accuracy jumps"
@@ -95,7 +99,7 @@ def verdict(experts: Experts, others: Mapping[str, Experts] = {}) -> list[str]: 
     said = f'{"Their average, which is the model’s answer," if two else "The network"} {share_sentence(experts)}: {groups}.'
     best = max(g, key=lambda h: g[h]['overall'])
     if two and g[best]['overall'] > answer['overall'] + .5: said += f' {NAMES[best]} alone would be better overall, with {number(g[best]["overall"])} %.'
-    if two and not np.isnan(lost := agreement(experts)['tail']['neither']): said += f' On {number(100 - lost)} % of the tail at least one of the two is right.'
+    if two and not np.isnan(lost := agreement(experts)['tail']['neither']): said += f' On {number(100 - lost)} % of the tail at least one of the two is right{_counting(experts)}.'
     return [p for p in (experts_sentence(g) if two else '', said, caution(experts)) if p] + [comparison(name, answer, other.by_group[other.answer]) for name, other in others.items()]
 
 def comparison(name: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
@@ -103,16 +107,17 @@ def comparison(name: str, ours: Mapping[str, float], theirs: Mapping[str, float]
     points = {p: number(ours[p] - theirs[p], True) for p in PARTS}
     return f'Compared with {name}: {points["overall"]} points overall, ' + ', '.join(f'{points[p]} on the {p}' for p in PARTS[1:] if points[p] != '–') + '.'
 
-# %% ../../nbs/widgets/60_report.ipynb #7da1d0b7
+# %% ../../nbs/widgets/60_report.ipynb #00cbe73b
 def mistakes_table(experts: Experts, most: int = 8) -> str:
     "The classes that are most often taken for another, as a table; empty when there are no mistakes"
     C, answers = len(experts.counts), experts.logits[experts.answer].argmax(1)
-    table = np.bincount(experts.labels * C + answers, minlength=C * C).reshape(C, C)
-    share = table / np.maximum(table.sum(1, keepdims=True), 1) * (1 - np.eye(C))
-    worst = [divmod(int(i), C) for i in np.argsort(-share, axis=None, kind='stable')[:most] if share.flat[i] > 0]
-    if not worst: return ''
+    pairs, images = np.unique(experts.labels.astype(int) * C + answers, return_counts=True)       # those that there are: C × C would be much for 8142 classes
+    truth, told = np.divmod(pairs, C)
+    wrong, of = truth != told, experts.tested[truth]
+    worst = np.flatnonzero(wrong)[np.argsort(-(images / of)[wrong], kind='stable')[:most]]
+    if not len(worst): return ''
     name = lambda c: html.escape(experts.class_names[c])
-    rows = ''.join(f'<tr><th scope="row">{name(c)}</th><td>{name(a)}</td><td>{table[c, a]} of {table[c].sum()}</td><td>{number(100 * share[c, a])}</td></tr>' for c, a in worst)
+    rows = ''.join(f'<tr><th scope="row">{name(truth[i])}</th><td>{name(told[i])}</td><td>{images[i]} of {of[i]}</td><td>{number(100 * images[i] / of[i])}</td></tr>' for i in worst)
     return ('<table class="numbers"><caption>The most frequent mistakes of the answer, by share of the class</caption><thead><tr><td></td><th scope="col">taken for</th>'
             f'<th scope="col">images</th><th scope="col">per cent</th></tr></thead><tbody>{rows}</tbody></table>')
 
@@ -164,17 +169,19 @@ def attention_card(experts: Experts, index: int, picture: np.ndarray, maps: Mapp
     pictures = ''.join(f'<div>{image}<small>{text}</small></div>' for image, text in panels)
     return f'<figure class="card"><figcaption><b>{html.escape(name(truth))}</b> ({experts.counts[truth]}): {", ".join(words)}</figcaption><div class="trio">{pictures}</div></figure>'
 
-# %% ../../nbs/widgets/60_report.ipynb #32ac1fc5
+# %% ../../nbs/widgets/60_report.ipynb #7e14c738
 def flat_settings(settings: Mapping) -> dict:
     "Settings without their grouping"
     return {k: v for key, value in settings.items() for k, v in (flat_settings(value).items() if isinstance(value, Mapping) else [(key, value)])}
 
 def command(run: Run) -> str:
-    "The command that makes a run again"
+    "The command that makes a run again; none for one that was imported, because it was trained elsewhere"
+    if run.config['method'] == 'imported': return ''
     words = ['vitnb', 'train', run.config['method']]
     for name, value in flat_settings(run.config['config']).items():
         flag = name.replace('_', '-')
         if isinstance(value, bool): words.append(f'--{flag}' if value else f'--no-{flag}')
+        elif isinstance(value, (list, tuple)): words += [f'--{flag}', *map(str, value)] if value else []
         elif value is not None: words += [f'--{flag}', str(value)]
     return shlex.join(words)
 
@@ -185,7 +192,8 @@ def settings_section(run: Run, against: Sequence[Run] = ()) -> str:
              'checksum of the training images': config['data']['fingerprint'], 'started': status['started'], 'seconds': status.get('seconds', '–')}
     rows = ''.join(f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape("default" if v is None else str(v))}</td></tr>' for k, v in facts.items())
     page = shlex.join(['vitnb', 'report', str(run.path), *(['--against', *(str(r.path) for r in against)] if against else [])])
-    return (f'<h2>Make it again</h2><p class="note">The run:</p><pre>{html.escape(command(run))}</pre><p class="note">This page:</p><pre>{html.escape(page)}</pre>'
+    made = f'<p class="note">The run:</p><pre>{html.escape(again)}</pre>' if (again := command(run)) else '<p class="note">This run was imported: it was trained elsewhere, and only tested here.</p>'
+    return (f'<h2>Make it again</h2>{made}<p class="note">This page:</p><pre>{html.escape(page)}</pre>'
             f'<details><summary>Settings, versions and machine</summary><table class="settings"><tbody>{rows}</tbody></table></details>')
 
 # %% ../../nbs/widgets/60_report.ipynb #a928e02f
@@ -217,7 +225,7 @@ def page_html(title: str, body: str) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<title>{html.escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body><main>\n{body}\n</main></body></html>\n')
 
-# %% ../../nbs/widgets/60_report.ipynb #b75b43d0
+# %% ../../nbs/widgets/60_report.ipynb #731c42e9
 NOTES = '''<ul class="note">
 <li><b>accuracy</b>: of each class, the share of its test images that are named rightly, in per cent. The test images were used for nothing else.</li>
 <li><b>overall</b>: the mean of the accuracies of all classes. <b>head, mid, tail</b>: the same over the classes of a group, here RULE.</li>
@@ -235,7 +243,8 @@ def _header(run: Run) -> list[str]:
     "Title, facts, and a warning when the run did not end as it should"
     config, status, counts, done = run.config, run.status, np.array(run.config['data']['counts']), len(run.metrics)
     epochs = config['config']['epochs']
-    facts = [f'{counts.sum()} training images in {len(counts)} classes', f'ρ\xa0=\xa0{counts.max() / max(1, counts.min()):.0f}', f'{done} of {epochs} epochs', f'seed {config["config"]["seed"]}']
+    came = [f'{done} of {epochs} epochs', f'seed {config["config"]["seed"]}'] if epochs else [f'imported from {config["config"].get("checkpoint", "a file")}']
+    facts = [f'{counts.sum()} training images in {len(counts)} classes', f'ρ\xa0=\xa0{counts.max() / max(1, counts.min()):.0f}', *came]
     if 'seconds' in status: facts.append(f'{status["seconds"] / 60:.1f} minutes' if status['seconds'] > 90 else f'{status["seconds"]:.0f} seconds')
     parts = [f'<h1>{html.escape(_title(run))}</h1>', f'<p class="about">{" · ".join(map(html.escape, facts))}</p>']
     if not config.get('model', {}).get('teacher', {}).get('same_images', True):
@@ -243,25 +252,27 @@ def _header(run: Run) -> list[str]:
     if status['state'] != 'finished':
         words = dict(running='is still running,', interrupted='was interrupted', stopped='was stopped from outside', failed='failed').get(status['state'], f'is {status["state"]}')
         error = f': <code>{html.escape(status["error"])}</code>' if 'error' in status else '.'
-        parts.append(f'<p class="warning"><b>This run {html.escape(words)} after {done} of {epochs} epochs</b>{error} There are no test results yet; below is what there is.</p>')
+        where = f' after {done} of {epochs} epochs' if epochs else ''
+        parts.append(f'<p class="warning"><b>This run {html.escape(words.rstrip("," if not epochs else ""))}{where}</b>{error} There are no test results yet; below is what there is.</p>')
     return parts
 
-# %% ../../nbs/widgets/60_report.ipynb #d948d426
+# %% ../../nbs/widgets/60_report.ipynb #629262d6
 def expert_section(run: Run, experts: Experts, compared: Mapping[str, Experts], compared_best: Mapping[str, Experts], test: ImageSet | None = None) -> list[str]:
     "The table and the pictures of what the heads know"
-    best = _best_experts(run)
+    best, average = (_experts_of(run, which) for which in ('best', 'ema'))
     sections = {'weights of the last epoch': _rows(experts, compared)}
     if best: sections[f'weights that were best on validation, here of epoch {_best_epoch(run)}'] = _rows(best, compared_best)
+    if average: sections[f'moving average of the weights, decay {run.config["config"].get("ema_decay")}'] = _rows(average, {})
     bars = {n: e.by_group[e.answer] for n, e in compared.items()} | {NAMES[h]: a for h, a in experts.by_group.items()}
     first = next(iter(compared.items()), (None, None))
     parts = ['<h2>Who knows what</h2>', table_html(sections, _tested(experts)),
              chart_html(expert_groups(bars), 'The accuracies of the last epoch as bars: overall, head, mid and tail for each head'),
              '<h3>Class by class</h3>', chart_html(class_picture(experts, *first), f'Test accuracy of each class, the largest class first: {_in_words(experts)}')]
-    parts += ['<h3>What images are taken for</h3>', '<p class="note">Images of head, mid and tail classes, in per cent: named rightly, or taken for another class of the head, of the middle or of the tail.</p>', chart_html(confusion_figure(experts, WIDTH), _confusion_words(experts)), mistakes_table(experts)]
+    parts += ['<h3>What images are taken for</h3>', f'<p class="note">Images of head, mid and tail classes, in per cent{_counting(experts)}: named rightly, or taken for another class of the head, of the middle or of the tail.</p>', chart_html(confusion_figure(experts, WIDTH), _confusion_words(experts)), mistakes_table(experts)]
     parts += beyond_accuracy(run, experts)
     if 'dist' not in experts.logits: return parts
     shares = agreement(experts)
-    parts += ['<h3>Right together, right alone</h3>', chart_html(agreement_bars(shares), 'Test images that both tokens get right, only one, or neither: ' + '; '.join(
+    parts += ['<h3>Right together, right alone</h3>', chart_html(agreement_bars(shares, experts.balanced), f'Test images that both tokens get right, only one, or neither, in per cent{_counting(experts)}: ' + '; '.join(
         f'{p} {number(s["both"])} both, {number(s["cls"])} only CLS, {number(s["dist"])} only DIST, {number(s["neither"])} neither' for p, s in shares.items()))]
     try: parts += ['<h2>Where the two tokens look</h2>', attention_section(run, experts, test)]
     except UserError as e: parts += [f'<p class="note">There are no attention maps: {html.escape(str(e))}.</p>']
@@ -322,14 +333,14 @@ def adjusted_rows(experts: Experts, validation: Experts) -> list[str]:
         rows[f'{NAMES[h]}, τ = {tau:.1f}'] = group_accuracy(adjusted(z, experts.counts, tau), experts.labels, experts.groups)
     return [table_html({'logits − τ log π, π being the shares of the classes in training; the τ that is best on validation images': rows}, 'Accuracy after the fact: the class frequencies taken out of the answers, without any training')]
 
-# %% ../../nbs/widgets/60_report.ipynb #e839c284
+# %% ../../nbs/widgets/60_report.ipynb #d9865dfa
 def _rows(experts: Experts, compared: Mapping[str, Experts]) -> dict[str, dict[str, float]]:
     "Runs that are compared with, then each head"
     return {n: e.by_group[e.answer] for n, e in compared.items()} | {NAMES[h]: a for h, a in experts.by_group.items()}
 
-def _best_experts(run: Run) -> Experts | None:
-    "The answers of the weights that were best on validation, when there are such"
-    try: return load_experts(run, 'best')
+def _experts_of(run: Run, which: str) -> Experts | None:
+    "The answers of the weights that were best on validation, or of their moving average, when there are such"
+    try: return load_experts(run, which)
     except UserError: return None
 
 def _best_epoch(run: Run) -> int:
