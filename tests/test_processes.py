@@ -84,3 +84,14 @@ def test_one_goes_on_where_two_stopped(here):
     finished = command(here, 1, '-m', 'vitnb', 'resume', 'both')
     assert finished.returncode == 0 and 'processes was 2, is 1' in finished.stdout, finished.stdout + finished.stderr[-2000:]
     assert len((here/'both'/'metrics.jsonl').read_text().splitlines()) == done + 1
+
+
+def test_precision_is_ours_whatever_accelerate_is_told(here):
+    "A configuration of accelerate (the launcher hands it on in the environment) changes neither precision nor gradients"
+    pictures(here/'few', dict(cat=20, dog=20))
+    def losses(name, **environment):
+        done = subprocess.run([sys.executable, '-m', 'vitnb', 'train', 'vit', '--dataset', 'imagefolder:few', '--image-folder-size', '32', '--batch-size', '8', '--epochs', '1', '--precision', 'fp32', '--attention', 'explicit', '--device', 'cpu', '--out', name],
+                              cwd=here, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1', **environment})
+        return json.loads((here/name/'metrics.jsonl').read_text().splitlines()[0])['loss'] if done.returncode == 0 else done.stderr
+    assert losses('plain') == losses('told', ACCELERATE_MIXED_PRECISION='bf16')
+    assert 'use --accumulate' in losses('summed', ACCELERATE_GRADIENT_ACCUMULATION_STEPS='4') and not (here/'summed').exists()
