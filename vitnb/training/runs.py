@@ -144,7 +144,7 @@ def _started(run: Run) -> str:
     try: return run.status['started']
     except UserError: return ''
 
-# %% ../../nbs/training/40_runs.ipynb #d7ad5af8
+# %% ../../nbs/training/40_runs.ipynb #1f8daa2a
 def new_run_folder(out: str | Path | None,     # where the user wants it, or None
                    name: str,                  # for the automatic name
                    folder: str | Path = 'runs') -> Path:
@@ -161,7 +161,9 @@ TAKEN = '{} exists already: choose another --out, or delete it'
 
 def check_new(out: str | Path):
     "Raise a `UserError` when a folder for a new run holds something already"
-    if (path := Path(out).expanduser()).exists() and not _hardly_begun(path): raise UserError(TAKEN.format(path))
+    try: there = (path := Path(out).expanduser()).exists()
+    except OSError as e: raise UserError(f'cannot make the run folder {str(out)[:200]}: {e.strerror}') from e
+    if there and not _hardly_begun(path): raise UserError(TAKEN.format(path))
 
 def _hardly_begun(path: Path) -> bool:
     "Whether a folder holds nothing but the first traces of a run whose process is gone"
