@@ -262,14 +262,15 @@ def grid_of(pixels: Tensor,             # (B, channels, H, W) uint8
     filled = torch.cat([pixels, pixels.new_full((rows * columns - len(pixels), *pixels.shape[1:]), 255)])
     return as_picture(filled.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2).contiguous())
 
-# %% ../../nbs/methods/52_datafree.ipynb #d1b763f6
+# %% ../../nbs/methods/52_datafree.ipynb #67c2d2a0
 def batch_labels(num_classes: int, per_class: int,
                  batch_size: int, least: int = 2,      # images of a class in a batch
                 ) -> list[Tensor]:                     # (n,) class numbers of each batch
     "Which classes each batch makes; raises `UserError` when a class cannot have enough images in a batch"
     plans = []
-    for rounds in range(1, per_class // least + 1):              # in which a class has its turn
-        together = min(num_classes, batch_size // math.ceil(per_class / rounds))      # classes in a batch, at most
+    for most in range(least, batch_size // 2 + 1):               # images of a class in a batch
+        rounds, together = math.ceil(per_class / most), min(num_classes, batch_size // most)      # turns of a class, classes in a batch
+        if not 0 < rounds <= per_class // least: continue
         turns = math.ceil(num_classes / max(1, together))
         if together and num_classes // turns > 1: plans.append((rounds * turns, turns, rounds))
     if not plans: raise UserError(f'{per_class} images of each of {num_classes} classes in batches of {batch_size}: variety needs two classes and {least} images of each in a batch, so make more images, or larger batches')
