@@ -172,8 +172,10 @@ def test_12_smoothness_weighs_the_same_for_every_batch():
 
 def test_13_variety_has_twins_in_every_batch_and_leaves_other_classes_alone():
     with pytest.raises(UserError, match='two images or more'): variety_loss(noise(4, 8), torch.arange(4))
-    for C, n, B in ((1000, 2, 84), (10, 7, 50), (7, 3, 6)):
-        assert all((b.bincount()[b] >= 2).all() and len(b.unique()) > 1 for b in batch_labels(C, n, B))
+    for C, n, B in ((1000, 2, 84), (10, 7, 50), (7, 3, 9), (7, 4, 6)):
+        assert all((b.bincount()[b] >= 2).all() and len(b.unique()) > 1 and len(b) <= B for b in batch_labels(C, n, B))
+        assert (torch.cat(batch_labels(C, n, B)).bincount() == n).all()
+    with pytest.raises(UserError, match='larger batches'): batch_labels(7, 3, 6)      # two classes fill a batch, and the seventh would be alone
     y, f = torch.tensor([0, 0, 1, 1]), noise(4, 8)
     f[1] = f[0] + .01 * noise(8, seed=1); f[3] = -f[2]
     f.requires_grad_()
