@@ -35,18 +35,22 @@ def train_command(arguments: Sequence[str]):
         else: run_and_report(options.settings, arguments[0], options.out)
     except UserError as e: raise UserError(_of_recipe(str(e), name)) from e
 
-# %% ../nbs/90_cli.ipynb #0e0a107c
+# %% ../nbs/90_cli.ipynb #b2322703
+def _option(type_, text: str, **default) -> tuple:
+    "Type and field of an option, with its help"
+    import dataclasses
+    return type_, dataclasses.field(metadata={'help': text}, **default)
+
 def _options(name: str, start) -> type:
     "A method's settings, beginning with those given, and what to do with them, as one set of options"
     import dataclasses
     from vitnb.methods.recipes import recipes
-    def option(type_, default, text): return (type_, dataclasses.field(default=default, metadata={'help': text}))
     known = ', '.join(recipes(name)) or 'none'
     return dataclasses.make_dataclass('Options', [
         ('settings', type(start), dataclasses.field(default_factory=lambda: start)),
-        ('out', *option(Path | None, None, 'run folder (default: the next free name in runs/)')),
-        ('dry_run', *option(bool, False, 'print what would be done, what it would cost here and what is missing, and train nothing')),
-        ('recipe', *option(str | None, None, f'begin with published settings, which the other options change: {known}'))])
+        ('out', *_option(Path | None, 'run folder; None: the next free name in runs/', default=None)),
+        ('dry_run', *_option(bool, 'print what would be done, what it would cost here and what is missing, and train nothing', default=False)),
+        ('recipe', *_option(str | None, f'begin with published settings, which the other options change: {known}', default=None))])
 
 def _take_option(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
     "Take `option VALUE` or `option=VALUE` out of the arguments"
@@ -128,7 +132,7 @@ def runs_command(folder: Path = Path('runs')):
     widths = [max(len(r[i]) for r in [titles, *rows]) for i in range(len(titles))]
     for row in [titles, *rows]: print('  '.join(f'{v:<{w}}' if i < 4 else f'{v:>{w}}' for i, (v, w) in enumerate(zip(row, widths))).rstrip())
 
-# %% ../nbs/90_cli.ipynb #9f0abd01
+# %% ../nbs/90_cli.ipynb #6372e68a
 def _run_row(run) -> tuple[str, ...]:
     "One run as words for the table"
     from vitnb.training.metrics import per_cent
@@ -136,9 +140,9 @@ def _run_row(run) -> tuple[str, ...]:
     except UserError: return (str(run.path), '', '', 'damaged', *[''] * 6)
     accuracy = {k: v for k, v in status.get('test', {}).items() if not k.startswith(('best_', 'ema_'))}
     last = list(accuracy.values())[-1] if accuracy else {}
-    counts = config['data']['counts']
+    counts, planned = config['data']['counts'], config['config']['epochs']
     return (str(run.path), config['method'], f'{config["config"]["data"]["dataset"]} ρ{max(counts) / max(1, min(counts)):.0f}', status['state'],
-            f'{epochs}/{config["config"]["epochs"]}', f'{status.get("seconds", 0) / 60:.1f} min',
+            f'{epochs}/{planned}' if planned else '–', f'{status.get("seconds", 0) / 60:.1f} min',
             *(per_cent(last.get(g)) for g in ('overall', 'head', 'mid', 'tail')))
 
 def report_command(run: Path, against: tuple[Path, ...] = ()):
@@ -219,14 +223,14 @@ PAGE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}{{ super() | replace('https://cdn.jsdelivr.net/', 'data:text/css,') }}{%- endblock -%}
 """
 
-# %% ../nbs/90_cli.ipynb #e6dca05d
+# %% ../nbs/90_cli.ipynb #e4756841
 def compare_command(first: Path, second: Path, heads: tuple[str, str] | None = None):
     """compare two runs on the same test images
 
     Args:
         first: a run folder
         second: another
-        heads: which head of each: cls, dist, avg or out (default: the one that counts)"""
+        heads: which head of each: cls, dist, avg or out; None: the one that counts"""
     from vitnb.analysis.compare import compare_experts, comparison_table
     from vitnb.analysis.experts import load_experts
     from vitnb.training.runs import open_run
@@ -257,30 +261,29 @@ def doctor_command(source: str, device: str = 'auto', limit: int = 20000, report
     print(doctor(source, device, limit, report))
     if report: print(f'\nwritten: {report}')
 
-# %% ../nbs/90_cli.ipynb #413f0dee
+# %% ../nbs/90_cli.ipynb #64a4d066
 def analyse_command(arguments: Sequence[str]):
     "Compute the standard analyses of a run and print what became of them"
     import dataclasses, tyro
     from vitnb.analysis.analyse import STANDARD, AnalyseConfig, analyse, analysis_table
-    def option(type_, text, **default): return (type_, dataclasses.field(metadata={'help': text}, **default))
     kind = dataclasses.make_dataclass('Analyse', [
-        ('run', *option(Path, 'the run folder')), ('only', *option(tuple[str, ...], 'what to compute', default=tuple(STANDARD))),
-        ('which', *option(str, "weights of the 'last' or the 'best' epoch", default='last')), ('teacher', *option(str | None, 'a run folder or file of the teacher (default: the one that the run names)', default=None)),
-        ('out', *option(Path | None, 'where to write (default: analysis/ in the run folder)', default=None)), ('again', *option(bool, 'compute also what is there', default=False)),
+        ('run', *_option(Path, 'the run folder')), ('only', *_option(tuple[str, ...], 'what to compute', default=tuple(STANDARD))),
+        ('which', *_option(str, "weights of the 'last' or the 'best' epoch", default='last')), ('teacher', *_option(str | None, 'a run folder or file of the teacher; None: the one that the run names', default=None)),
+        ('out', *_option(Path | None, 'where to write; None: analysis/ in the run folder', default=None)), ('again', *_option(bool, 'compute also what is there', default=False)),
         ('settings', AnalyseConfig, dataclasses.field(default_factory=AnalyseConfig))])
     given = tyro.cli(kind, args=arguments, prog='vitnb analyse', description='compute the standard analyses of a run into its folder', config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes))
     print(analysis_table(analyse(given.run, out=given.out, parts=given.only, config=given.settings, which=given.which, teacher=given.teacher, again=given.again)))
     if given.out is None: print(f"""kept in {given.run}/analysis: `vitnb look {given.run}` shows the ranks, `vitnb report {given.run}` writes them into its page;
 in Python, any part: vitnb.analysis.analyse.present_part(vitnb.training.runs.open_run('{given.run}'), 'scores')""")
 
-# %% ../nbs/90_cli.ipynb #7abff7ef
+# %% ../nbs/90_cli.ipynb #1c2c3c4b
 @dataclass(frozen=True)
 class Import:
     "test a released checkpoint and keep it as a run"
     file: Path
     "a .pth or safetensors file of a student or a teacher"
     out: Path | None = None
-    "run folder (default: the next free name in runs/)"
+    "run folder; None: the next free name in runs/"
     family: str = 'auto'
     "of a teacher: ldam, paco or ce"
     recipe: str | None = None
@@ -288,13 +291,13 @@ class Import:
     dataset: str | None = None
     "test it on these images instead: fashion-mnist, cifar10, imagefolder:PATH, …"
     rho: float | None = None
-    "imbalance factor of the data it was trained on (default: that of the recipe)"
+    "imbalance factor of the data it was trained on; None: that of the recipe"
     n_max: int | None = None
-    "images in the largest class of those (default: that of the recipe)"
+    "images in the largest class of those; None: that of the recipe"
     order_seed: int | None = None
-    "seed of their class order (default: that of the recipe)"
+    "seed of their class order; None: that of the recipe"
     folder: str | None = None
-    "where the data are (default: the cache folder)"
+    "where the data are; None: the cache folder"
     lists: str | None = None
     "where the official list files are"
     device: str = 'auto'
@@ -316,14 +319,14 @@ def import_data(options: Import):    # a `DataConfig`
     given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
     return replace(_recipe(kind, options.recipe or 'fashion-mnist-lt').data, **given)
 
-# %% ../nbs/90_cli.ipynb #aa8248e9
+# %% ../nbs/90_cli.ipynb #602b48e2
 def export_command(run: Path, file: Path, format: str | None = None, weights: str = 'last', latency: bool = False):
     """write a run's student for the official code and timm, or as one file for a runtime
 
     Args:
         run: a run folder
         file: the file to write
-        format: official, for the authors' code and timm; onnx or torch-export, merged and compared on every test image (default: by the file's ending: .onnx, .pt2, or .pth for official)
+        format: official, for the authors' code and timm; onnx or torch-export, merged and compared on every test image; None: by the file's ending: .onnx, .pt2, or .pth for official
         weights: those of the last epoch, or those that were best on validation images
         latency: also measure the student here, in PyTorch, compiled, and in ONNX Runtime"""
     from vitnb.training.runs import open_run
@@ -350,28 +353,27 @@ def _print_latency(run):
     print('measuring; torch.compile takes a minute or so', flush=True)
     print(latency_table(latencies(load_student(run))))
 
-# %% ../nbs/90_cli.ipynb #457e6748
+# %% ../nbs/90_cli.ipynb #9aa9ce24
 def generate_command(arguments: Sequence[str]):
     "Fill a folder with images made from a teacher"
     import dataclasses, tyro
     from vitnb.methods.datafree import InversionConfig, make_images
-    def option(type_, text, **default): return (type_, dataclasses.field(metadata={'help': text}, **default))
     kind = dataclasses.make_dataclass('Generate', [
-        ('teacher', *option(str, 'a run folder or file of a teacher, timm:NAME, or timm:NAME@FILE')), ('folder', *option(Path, 'to fill; one that was begun is gone on with')),
-        ('per_class', *option(int, 'images of each class', default=100)), ('size', *option(int | None, "side in pixels (default: the teacher's own)", default=None)),
-        ('device', *option(str, 'cpu, cuda, mps, or auto', default='auto')), ('settings', InversionConfig, dataclasses.field(default_factory=InversionConfig))])
+        ('teacher', *_option(str, 'a run folder or file of a teacher, timm:NAME, or timm:NAME@FILE')), ('folder', *_option(Path, 'to fill; one that was begun is gone on with')),
+        ('per_class', *_option(int, 'images of each class', default=100)), ('size', *_option(int | None, "side in pixels; None: the teacher's own", default=None)),
+        ('device', *_option(str, 'cpu, cuda, mps, or auto', default='auto')), ('settings', InversionConfig, dataclasses.field(default_factory=InversionConfig))])
     given = tyro.cli(kind, args=arguments, prog='vitnb generate', description='fill a folder with images made from a CNN, without any real one',
                      config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes))
     from vitnb.training.loop import choose_device
     done = make_images(given.teacher, given.folder, given.per_class, given.settings, given.size, str(choose_device(given.device)))
     print(f'{done}: train on it with `vitnb train dearkd --dataset imagefolder:{done} --teacher {given.teacher}`')
 
-# %% ../nbs/90_cli.ipynb #6932bb98
+# %% ../nbs/90_cli.ipynb #b3798e89
 @dataclass(frozen=True)
 class Demo:
     "train a small ViT on long-tailed images without and with a teacher, and write a report"
     out: Path | None = None
-    "folder for the runs (default: the next free runs/demo-N)"
+    "folder for the runs; None: the next free runs/demo-N"
     train_teacher: bool = False
     "train the teacher anew instead of taking the one in the package (some minutes more)"
     quick: bool = False

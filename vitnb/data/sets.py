@@ -229,26 +229,26 @@ def _image_folders(root: Path, **options) -> tuple[ImageSet, ImageSet | None, Im
     if 'test' not in parts and 'val' in parts: parts['test'] = parts.pop('val')
     return parts['train'], parts.get('val'), parts.get('test')
 
-# %% ../../nbs/data/10_sets.ipynb #8acd877c
+# %% ../../nbs/data/10_sets.ipynb #df45d7b2
 @dataclass(frozen=True)
 class DataConfig:
     "Which images, how imbalanced, and how they are split"
     dataset: str = 'fashion-mnist'
     "fashion-mnist, fashion-mnist-full, cifar10, cifar100, imagenet-lt, inaturalist18 or imagefolder:PATH"
     folder: str | None = None
-    "where the files of cifar10 or cifar100 are (default: the cache folder, filled by a download), or the pictures of imagenet-lt or inaturalist18"
+    "where the files of cifar10 or cifar100 are (None: the cache folder, filled by a download), or the pictures of imagenet-lt or inaturalist18"
     lists: str | None = None
     "where the official list files of imagenet-lt or inaturalist18 are"
     prepared: str | None = None
-    "where the decoded pictures of those are kept (default: as pixels says)"
+    "where the decoded pictures of those are kept; None: as pixels says"
     rho: float | None = None
-    "imbalance factor, largest class over smallest (default: 100; folders and lists are left as they are)"
+    "imbalance factor, largest class over smallest; None: 100, and folders and lists as they are"
     n_max: int | None = None
-    "images in the largest class (default: as many as every class has)"
+    "images in the largest class; None: as many as every class has"
     profile: str = 'exp'
     "how class sizes fall: exp or step"
     order: str | None = None
-    "which classes are large: label, shuffle or spread (default: spread for fashion-mnist, label otherwise)"
+    "which classes are large: label, shuffle or spread; None: spread for fashion-mnist, label otherwise"
     order_seed: int = 0
     "seed of the class order"
     subset_seed: int = 0
@@ -264,7 +264,7 @@ class DataConfig:
     pixels: str = 'auto'
     "where the pixels of picture files are kept: memory, cache (decoded once to files), stream (decoded when needed), or auto: by size"
     img_size: int | None = None
-    "side in pixels that the networks see (default: as stored)"
+    "side in pixels that the networks see; None: as stored"
     eval_crop: float = 1.
     "share of the side that is kept in evaluation, from the middle (0.875: of 256 px, 224)"
     statistics: str = 'dataset'

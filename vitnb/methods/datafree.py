@@ -97,16 +97,16 @@ def variety_loss(features: Tensor,            # (B, D) last features of the teac
     boundary = distances.detach().masked_fill(same, math.inf).amin(1)
     return (boundary - margin - twin).relu().mean()
 
-# %% ../../nbs/methods/52_datafree.ipynb #7c3d3209
+# %% ../../nbs/methods/52_datafree.ipynb #366ce5e1
 @dataclass(frozen=True)
 class InversionWeights:
     "What made images are asked for"
     ce: float = 1.
     "weight of the class"
     logit_scale: float | None = None
-    "by which logits are multiplied (default: 30 for a cosine head, otherwise 1)"
+    "by which logits are multiplied; None: 30 for a cosine head, otherwise 1"
     bn: float | None = None
-    "weight of the batch normalisations' memories (default: such that noise costs 20, which is ours)"
+    "weight of the batch normalisations' memories; None: such that noise costs 20, which is ours"
     first_bn: float = 1.
     "weight of the first of them (ImageNet: 10)"
     tv_l1: float = 0.

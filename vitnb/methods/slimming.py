@@ -470,7 +470,7 @@ def of_same_stages(plan: Plan, shape: EfficientFormerConfig, name: str) -> Plan:
     if len(plan.widths) != len(shape.embed_dims): raise UserError(f'the plan {plan} has {len(plan.widths)} stages, {name} has {len(shape.embed_dims)}: give each of them a width and a depth')
     return plan
 
-# %% ../../nbs/methods/86_slimming.ipynb #841432e8
+# %% ../../nbs/methods/86_slimming.ipynb #1ec41c3f
 @register('slimmed')
 @dataclass(frozen=True)
 class Slimmed(ViT):
@@ -478,7 +478,7 @@ class Slimmed(ViT):
     student: str = 'efficientformer-nano'
     "the EfficientFormer from which strides and heads are taken"
     plan: str = ''
-    "its shape as widths/depths/number of token blocks, such as 32-64-96-128/2-2-3-3/3 (default: the preset's)"
+    "its shape as widths/depths/number of token blocks, such as 32-64-96-128/2-2-3-3/3; None: the preset's"
 
     def shape(self, data: LongTailed, use_dist: bool = True) -> EfficientFormerConfig:
         "The plan's, for the data at hand"

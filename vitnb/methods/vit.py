@@ -20,16 +20,16 @@ from ..training.loop import Learner, TrainConfig
 # %% auto #0
 __all__ = ['TrainStudent', 'ViT', 'vit_loss']
 
-# %% ../../nbs/methods/20_vit.ipynb #4690a1c9
+# %% ../../nbs/methods/20_vit.ipynb #d5527a05
 @dataclass(frozen=True)
 class TrainStudent(TrainConfig):
     "Settings of every method that trains a student"
     student: str = 'nano'
     "nano, tiny, small or base, or a preset of another backbone (an unknown name lists them all)"
     patch_size: int | None = None
-    "side of a patch in pixels; must divide the image size (default: chosen from the image size)"
+    "side of a patch in pixels; must divide the image size; None: chosen from the image size"
     drop_path: float | None = None
-    "stochastic depth of the last block (default: the preset's)"
+    "stochastic depth of the last block; None: the preset's"
     beta: float = .9999
     "of the effective number of images, where a loss is re-weighted"
     mhca: MhcaSettings = MhcaSettings()

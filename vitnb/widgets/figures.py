@@ -215,24 +215,27 @@ def agreement_bars(shares: Mapping[str, Mapping[str, float]],   # from `agreemen
     ax.legend(frameon=False, fontsize=SIZE, loc='lower left', ncols=4, bbox_to_anchor=(0, 1), handlelength=.8, handletextpad=.4, columnspacing=1.4, borderaxespad=.2, labelcolor=COLOURS['ink'])
     return figure
 
-# %% ../../nbs/widgets/00_figures.ipynb #82d0f144
+# %% ../../nbs/widgets/00_figures.ipynb #e575b388
 def learning_curves(metrics: Sequence[Mapping],             # the lines of metrics.jsonl
                     events: Mapping[str, int] = {},         # what starts → its first epoch, counted from 0
                    ) -> Picture:
-    "Validation accuracy of each head overall, in head, mid and tail, and the training loss, by epoch"
+    "Validation accuracy of each head overall, in head, mid and tail, and the training loss, by epoch; a moving average of the weights is dashed"
     epochs, heads = [m['epoch'] + 1 for m in metrics], list(metrics[-1].get('val') or {}) if metrics else []
+    averaged = [h for h in heads if metrics[-1].get('val_ema')]
     mosaic, ratios = ([list(PARTS), ['loss'] * 4], (1.5, 1)) if heads else ([['loss']], (1,))
     figure, axes = new_figure(height=3.3 if heads else 1.8, mosaic=mosaic, height_ratios=ratios)
     style = dict(lw=1.2, marker='o' if len(epochs) < 4 else None, ms=3)
-    value = lambda m, h, part: float('nan') if (v := m['val'][h][part]) is None else v     # a group without classes has no accuracy
+    def value(m, h, part, of='val'): return float('nan') if (v := m.get(of, {}).get(h, {}).get(part)) is None else v     # a group without classes has no accuracy
     for i, part in enumerate(PARTS if heads else ()):
         for h in heads: axes[part].plot(epochs, [value(m, h, part) for m in metrics], color=COLOURS[h], **style)
+        for h in averaged: axes[part].plot(epochs, [value(m, h, part, 'val_ema') for m in metrics], color=COLOURS[h], **{**style, 'lw': .9, 'ls': (0, (3, 2))})
         axes[part].set_title(part, fontsize=SIZE, color=COLOURS['ink'])
         axes[part].set_ylim(0, 100)
         if i: axes[part].tick_params(labelleft=False)
     if heads:
         axes['overall'].set_ylabel('validation accuracy, %', fontsize=SIZE, color=COLOURS['soft'])
         last = next(p for p in PARTS[::-1] if np.isfinite(value(metrics[-1], heads[0], p)) or p == 'overall')
+        if averaged: axes['overall'].text(.97, .03, 'dashed: moving average', transform=axes['overall'].transAxes, ha='right', fontsize=SIZE - 1, color=COLOURS['soft'])
         if len(heads) > 1: label_ends(axes[last], [(NAMES[h], value(metrics[-1], h, last), COLOURS[h]) for h in heads], 9)
     _loss_panel(axes['loss'], metrics, epochs, style)
     for ax in axes.values(): ax.xaxis.set_major_locator(MaxNLocator(4 if ax is not axes['loss'] else 8, integer=True, min_n_ticks=1))
