@@ -215,7 +215,7 @@ def agreement_bars(shares: Mapping[str, Mapping[str, float]],   # from `agreemen
     ax.legend(frameon=False, fontsize=SIZE, loc='lower left', ncols=4, bbox_to_anchor=(0, 1), handlelength=.8, handletextpad=.4, columnspacing=1.4, borderaxespad=.2, labelcolor=COLOURS['ink'])
     return figure
 
-# %% ../../nbs/widgets/00_figures.ipynb #e575b388
+# %% ../../nbs/widgets/00_figures.ipynb #e34c1618
 def learning_curves(metrics: Sequence[Mapping],             # the lines of metrics.jsonl
                     events: Mapping[str, int] = {},         # what starts → its first epoch, counted from 0
                    ) -> Picture:
@@ -235,10 +235,10 @@ def learning_curves(metrics: Sequence[Mapping],             # the lines of metri
     if heads:
         axes['overall'].set_ylabel('validation accuracy, %', fontsize=SIZE, color=COLOURS['soft'])
         last = next(p for p in PARTS[::-1] if np.isfinite(value(metrics[-1], heads[0], p)) or p == 'overall')
-        if averaged: axes['overall'].text(.97, .03, 'dashed: moving average', transform=axes['overall'].transAxes, ha='right', fontsize=SIZE - 1, color=COLOURS['soft'])
         if len(heads) > 1: label_ends(axes[last], [(NAMES[h], value(metrics[-1], h, last), COLOURS[h]) for h in heads], 9)
     _loss_panel(axes['loss'], metrics, epochs, style)
     for ax in axes.values(): ax.xaxis.set_major_locator(MaxNLocator(4 if ax is not axes['loss'] else 8, integer=True, min_n_ticks=1))
+    if averaged: axes['loss'].set_xlabel('epoch (dashed curves above: moving average of the weights)', fontsize=SIZE, color=COLOURS['soft'])
     _mark_events(axes, _changes(metrics) | dict(events), len(epochs))
     return figure
 
