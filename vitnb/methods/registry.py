@@ -54,7 +54,7 @@ def measured(name: str,             # of a row, such as ViT
     runs = sorted((r for r in rows if r['name'] == name), key=lambda r: (r['order_seed'], r['seed']))
     return {part: np.array([(r['test'].get('out') or r['test'][head])[part] for r in runs]) for part in ('overall', 'head', 'mid', 'tail')}
 
-# %% ../../nbs/methods/00_registry.ipynb #6fc7da83
+# %% ../../nbs/methods/00_registry.ipynb #0e26a309
 def group_bars(rows: dict[str, dict[str, np.ndarray]],     # what to draw, by its label in the legend
                colours: Sequence[str],                     # one for each row
                ylabel: str = 'test accuracy, %'):
@@ -66,6 +66,6 @@ def group_bars(rows: dict[str, dict[str, np.ndarray]],     # what to draw, by it
         said = f'{label}: {row["overall"].mean():.1f} ± {row["overall"].std(ddof=1):.1f}'
         ax.bar(at, [v.mean() for v in row.values()], .92 * width, color=colour, alpha=.55, label=said)
         for x, v in zip(at, row.values()): ax.scatter([x] * len(v), v, s=9, color=colour, edgecolor='#333333', lw=.4, zorder=3)
-    ax.set_xticks(range(4), ['all classes', 'head', 'mid', 'tail'], fontsize=9); ax.set_ylabel(ylabel, fontsize=9); ax.tick_params(labelsize=9)
+    ax.set_xticks(range(4), ['all classes', 'head', 'mid', 'tail'], fontsize=9); ax.set_ylabel(ylabel, fontsize=9); ax.tick_params(labelsize=9); ax.set_ylim(0, 103)
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(fontsize=8.5, frameon=False, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1), title='overall', title_fontsize=8.5)
