@@ -44,12 +44,12 @@ def resume(run: str | Path, data=None, quiet: bool = False) -> Run:     # data: 
     if found.status['state'] == 'finished' and found.config['method'] not in methods(): return found      # imported, say
     return go_on_with(run, method(found.config['method']), data, quiet)
 
-# %% ../../nbs/methods/00_registry.ipynb #10d7e439
+# %% ../../nbs/methods/00_registry.ipynb #c38bc9af
 def measured(name: str,             # of a row, such as ViT
              head: str = 'avg',     # whose answer: cls, dist or avg; a CNN has one answer
             ) -> dict[str, np.ndarray]:      # test accuracy in per cent: overall, head, mid and tail, a number for each pair of class order and seed
     "What a row of the DeiT-LT experiment reached"
-    rows = json.loads(packaged('results', 'deit_lt_small.json').read_text())['rows']
+    rows = json.loads(packaged('results', 'deit_lt_small.json').read_text('utf-8'))['rows']
     choose('row', name, dict.fromkeys(r['name'] for r in rows))
     runs = sorted((r for r in rows if r['name'] == name), key=lambda r: (r['order_seed'], r['seed']))
     return {part: np.array([(r['test'].get('out') or r['test'][head])[part] for r in runs]) for part in ('overall', 'head', 'mid', 'tail')}
