@@ -21,6 +21,7 @@ GROUPS = [('Start', ['index', 'results', 'cli']),
           *((room.capitalize(), [f'{room}/*']) for room in 'methods experiments data models training analysis widgets'.split()), ('Base', ['*'])]
 DIRECTIVE = re.compile(r'^\s*#\s*\|\s*(\w+)', re.M)
 MATHS = re.compile(r'(?P<open><span class="math (?P<kind>inline|display)">)\\[(\[](?P<tex>.*?)\\[)\]]</span>', re.S)
+OUTPUT = re.compile(r'<div class="cell-output[^>]*>\s*<pre(?=><code>(?P<text>[^<]*)<)')
 OTHER_FONTS = re.compile(r'@import url\((["\']?)https?://[^)]*\)[^;{}]*;?')
 OTHER_SCRIPTS = re.compile(r'<(?:link|script)\b[^>]*(?:src|href)="https://cdn\.[^>]*>(?:</script>)?\s*')
 
@@ -73,7 +74,8 @@ def fields(node, source):
     rows = [[f'<code>{name}</code>', f'`{ast.unparse(f.annotation)}`', f'`{ast.unparse(f.value)}`' if f.value else '',
              words or said.get(name) or (of_type(f) or '').split('\n')[0]] for name, (f, words) in own(node, source).items()]
     table = [['field', 'type', 'default', 'meaning'], ['---'] * 4, *rows]
-    return '\n'.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in table) if rows else ''
+    lines = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in table]
+    return '\n'.join(['::: {.fields}', *lines, ':::']) if rows else ''
 
 
 def inherited(node, source):
@@ -175,19 +177,21 @@ def mathml(found):
 
 
 def without_formulas(site):
-    "Take out of what the search shows the source of formulas that are more than a letter or two"
-    found = {str(page.relative_to(site)): [' '.join(html.unescape(m['tex']).split()) for m in MATHS.finditer(page.read_text('utf-8'))] for page in site.rglob('*.html')}
+    "Take the source of formulas out of what the search shows"
+    found = {str(page.relative_to(site)): [' '.join(html.unescape(m['tex']).split()) for m in MATHS.finditer(page.read_text('utf-8')) if '\\' in m['tex']] for page in site.rglob('*.html')}
     entries = json.loads((site/'search.json').read_text('utf-8'))
     for entry in entries:
-        for tex in found[entry['href'].split('#')[0]]:
-            if '\\' in tex: entry['text'] = entry['text'].replace(tex, '…')
+        for tex in sorted(found[entry['href'].split('#')[0]], key=len, reverse=True): entry['text'] = entry['text'].replace(tex, '…')
     (site/'search.json').write_text(json.dumps(entries, ensure_ascii=False), encoding='utf-8')
 
 
+def in_columns(found): return found[0] + (' class="columns"' if re.search(r'\S {2,}\S', found['text']) else '')
+
+
 def standing_alone(site):
-    "Take out of pages and styles whatever another host would have to send"
+    "Take out of pages and styles whatever another host would have to send; mark output whose columns must stay below each other"
     for page in site.rglob('*.html'):
-        page.write_text(OTHER_SCRIPTS.sub('', MATHS.sub(mathml, page.read_text('utf-8'))), encoding='utf-8')
+        page.write_text(OUTPUT.sub(in_columns, OTHER_SCRIPTS.sub('', MATHS.sub(mathml, page.read_text('utf-8')))), encoding='utf-8')
     for style in site.rglob('*.css'): style.write_text(OTHER_FONTS.sub('', style.read_text('utf-8')), encoding='utf-8')
 
 
