@@ -88,13 +88,18 @@ def inherited(node, source):
     return '\n'.join([f'{"And the" if own(node, source) else "The"} settings that it shares with others:\n', *lines]) if lines else ''
 
 
+def docstring(node):
+    "What is said of a name, its arguments as a list"
+    return re.sub(r'^(?:Args:\n)?    (\w+): ', r'- <code>\1</code>: ', ast.get_docstring(node) or '', flags=re.M)
+
+
 def described(node, source):
     "A public name: heading, signature, docstring; of a class its fields and public methods"
-    def function(n): return [f'```python\n{header(n, source)}\n```', ast.get_docstring(n) or '']
+    def function(n): return [f'```python\n{header(n, source)}\n```', docstring(n)]
     if isinstance(node, ast.FunctionDef): parts = function(node)
     else:
         methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith('_')]
-        parts = [ast.get_docstring(node) or '', fields(node, source), inherited(node, source), *(part for m in methods for part in function(m))]
+        parts = [docstring(node), fields(node, source), inherited(node, source), *(part for m in methods for part in function(m))]
     return '\n\n'.join([f'### {node.name} {{.reference}}', *filter(None, parts)])
 
 
@@ -191,7 +196,8 @@ def in_columns(found): return found[0] + (' class="columns"' if re.search(r'\S {
 def standing_alone(site):
     "Take out of pages and styles whatever another host would have to send; mark output whose columns must stay below each other"
     for page in site.rglob('*.html'):
-        page.write_text(OUTPUT.sub(in_columns, OTHER_SCRIPTS.sub('', MATHS.sub(mathml, page.read_text('utf-8')))), encoding='utf-8')
+        text = OUTPUT.sub(in_columns, OTHER_SCRIPTS.sub('', MATHS.sub(mathml, page.read_text('utf-8'))))
+        page.write_text(re.sub(r'(\d) ± (\d)', '\\1\u00a0±\u00a0\\2', text), encoding='utf-8')      # such a number stays in one line
     for style in site.rglob('*.css'): style.write_text(OTHER_FONTS.sub('', style.read_text('utf-8')), encoding='utf-8')
 
 
