@@ -4,7 +4,7 @@ The notebooks' text becomes pages (what is exported: signatures, arguments, fold
 links, smalldocs makes the site of them without Quarto; with `--quarto`, Quarto makes it of the same pages. No notebook
 is run and no torch is loaded. Nothing in a page comes from another host: formulas become MathML, and fonts are those of
 the reader's machine."""
-import ast, html, json, re, shutil, subprocess, sys, tempfile, textwrap
+import ast, functools, html, itertools, json, re, shutil, subprocess, sys, tempfile, textwrap
 from pathlib import Path
 
 import yaml
@@ -21,6 +21,7 @@ GROUPS = [('Start', ['index', 'results', 'cli']),
           *((room.capitalize(), [f'{room}/*']) for room in 'methods experiments data models training analysis widgets'.split()), ('Base', ['*'])]
 DIRECTIVE = re.compile(r'^\s*#\s*\|\s*(\w+)', re.M)
 MATHS = re.compile(r'(?P<open><span class="math (?P<kind>inline|display)">)\\[(\[](?P<tex>.*?)\\[)\]]</span>', re.S)
+OUTPUT = re.compile(r'<div class="cell-output[^>]*>\s*<pre(?=><code>(?P<text>[^<]*)<)')
 OTHER_FONTS = re.compile(r'@import url\((["\']?)https?://[^)]*\)[^;{}]*;?')
 OTHER_SCRIPTS = re.compile(r'<(?:link|script)\b[^>]*(?:src|href)="https://cdn\.[^>]*>(?:</script>)?\s*')
 
@@ -44,33 +45,83 @@ def meaning(field, after, source):
     return source.splitlines()[field.end_lineno - 1].encode()[field.end_col_offset:].decode().strip().removeprefix('#').strip()
 
 
+@functools.cache
+def classes():
+    "The exported classes by name, each with the source it stands in"
+    cells = (c for p in sources(ROOT/'nbs') if p.suffix == '.ipynb' for c in json.loads(p.read_text('utf-8'))['cells'] if c['cell_type'] == 'code')
+    exported = [without_directives(text) for c in cells if {'export', 'exports', 'exporti'} & set(DIRECTIVE.findall(text := ''.join(c['source'])))]
+    return {n.name: (n, source) for source in exported for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
+
+
+def above(node):
+    "The classes of this project that a class is made from, the nearest first, each with its source"
+    known = [classes()[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in classes()]
+    return {n.name: (n, source) for near in known for n, source in [near, *above(near[0]).values()]}
+
+
+def own(node, source):
+    "Public fields that a class itself states: name, to what it is and means"
+    pairs = zip(node.body, [*node.body[1:], None])
+    return {f.target.id: (f, meaning(f, after, source)) for f, after in pairs
+            if isinstance(f, ast.AnnAssign) and 'ClassVar' not in ast.unparse(f.annotation) and not f.target.id.startswith('_')}
+
+
 def fields(node, source):
-    "The fields of a dataclass as a table"
-    found = [(f, after) for f, after in zip(node.body, [*node.body[1:], None]) if isinstance(f, ast.AnnAssign) and 'ClassVar' not in ast.unparse(f.annotation)]
-    rows = [[f'`{f.target.id}`', f'`{ast.unparse(f.annotation)}`', f'`{ast.unparse(f.value)}`' if f.value else '', meaning(f, after, source)] for f, after in found]
+    "The fields of a dataclass as a table; what is not said of one is said where it comes from, or by its type"
+    said = {name: words for n, s in reversed(above(node).values()) for name, (_, words) in own(n, s).items() if words}
+    def of_type(f): return ast.get_docstring(classes()[f.annotation.id][0]) if getattr(f.annotation, 'id', '') in classes() else ''
+    # <code>: nbdev would make a link of a name in backticks, to whatever else has that name
+    rows = [[f'<code>{name}</code>', f'`{ast.unparse(f.annotation)}`', f'`{ast.unparse(f.value)}`' if f.value else '',
+             words or said.get(name) or (of_type(f) or '').split('\n')[0]] for name, (f, words) in own(node, source).items()]
     table = [['field', 'type', 'default', 'meaning'], ['---'] * 4, *rows]
-    return '\n'.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in table) if rows else ''
+    lines = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in table]
+    return '\n'.join(['::: {.fields}', *lines, ':::']) if rows else ''
+
+
+def inherited(node, source):
+    "The fields that come from other classes, and from which"
+    seen, lines = set(own(node, source)), []
+    for name, (n, s) in above(node).items():
+        new = [f'<code>{f}</code>' for f in own(n, s) if f not in seen]
+        seen |= set(own(n, s))
+        if new: lines.append(f'- of `{name}`: {", ".join(new)}')
+    return '\n'.join([f'{"And the" if own(node, source) else "The"} settings that it shares with others:\n', *lines]) if lines else ''
+
+
+def docstring(node):
+    "What is said of a name, its arguments as a list"
+    return re.sub(r'^(?:Args:\n)?    (\w+): ', r'- <code>\1</code>: ', ast.get_docstring(node) or '', flags=re.M)
 
 
 def described(node, source):
     "A public name: heading, signature, docstring; of a class its fields and public methods"
-    def function(n): return [f'```python\n{header(n, source)}\n```', ast.get_docstring(n) or '']
+    def function(n): return [f'```python\n{header(n, source)}\n```', docstring(n)]
     if isinstance(node, ast.FunctionDef): parts = function(node)
     else:
         methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith('_')]
-        parts = [ast.get_docstring(node) or '', fields(node, source), *(part for m in methods for part in function(m))]
+        parts = [docstring(node), fields(node, source), inherited(node, source), *(part for m in methods for part in function(m))]
     return '\n\n'.join([f'### {node.name} {{.reference}}', *filter(None, parts)])
+
+
+def without_directives(text): return ''.join(line for line in text.splitlines(True) if not DIRECTIVE.match(line)).strip()
 
 
 def reference(cell):
     "The cells in place of an exported one: each public name, and the code, folded"
-    source = ''.join(line for line in ''.join(cell['source']).splitlines(True) if not DIRECTIVE.match(line)).strip()
+    source = without_directives(''.join(cell['source']))
     tree = ast.parse(source).body
     if all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree): return []
     stored = [n.id for s in tree if isinstance(s, (ast.Assign, ast.AnnAssign)) for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     names = ', '.join([n.name for n in tree if hasattr(n, 'name')] or stored)
     public = [n for n in tree if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
     return [markdown(described(n, source)) for n in public] + [code(f'#| code-fold: true\n#| code-summary: "Code: {names or "what happens on import"}"\n{source}', cell)]
+
+
+def joined(outputs):
+    "Outputs, where what a cell prints line by line is one"
+    for name, group in itertools.groupby(outputs, lambda o: o.get('name') or id(o)):
+        first, *more = group
+        yield {**first, 'text': ''.join(''.join(o['text']) for o in (first, *more))} if first['output_type'] == 'stream' else first
 
 
 # Pages ---------------------------------------------------------------------------------------------------------------
@@ -86,7 +137,7 @@ def prepared(cells):
             yield markdown(title[0].strip())
             yield markdown(without_numbers(text[title.end():]))
         elif cell['cell_type'] == 'markdown': yield markdown(without_numbers(text))
-        else: yield cell
+        else: yield {**cell, 'outputs': list(joined(cell.get('outputs', [])))} if cell['cell_type'] == 'code' else cell
 
 
 def without_number(name): return re.sub(r'^\d+[a-z]?_', '', name)
@@ -130,10 +181,23 @@ def mathml(found):
     return found['open'] + convert(html.unescape(found['tex']), 'block' if found['kind'] == 'display' else 'inline') + '</span>'
 
 
+def without_formulas(site):
+    "Take the source of formulas out of what the search shows"
+    found = {str(page.relative_to(site)): [' '.join(html.unescape(m['tex']).split()) for m in MATHS.finditer(page.read_text('utf-8')) if '\\' in m['tex']] for page in site.rglob('*.html')}
+    entries = json.loads((site/'search.json').read_text('utf-8'))
+    for entry in entries:
+        for tex in sorted(found[entry['href'].split('#')[0]], key=len, reverse=True): entry['text'] = entry['text'].replace(tex, '…')
+    (site/'search.json').write_text(json.dumps(entries, ensure_ascii=False), encoding='utf-8')
+
+
+def in_columns(found): return found[0] + (' class="columns"' if re.search(r'\S {2,}\S', found['text']) else '')
+
+
 def standing_alone(site):
-    "Take out of pages and styles whatever another host would have to send"
+    "Take out of pages and styles whatever another host would have to send; mark output whose columns must stay below each other"
     for page in site.rglob('*.html'):
-        page.write_text(OTHER_SCRIPTS.sub('', MATHS.sub(mathml, page.read_text('utf-8'))), encoding='utf-8')
+        text = OUTPUT.sub(in_columns, OTHER_SCRIPTS.sub('', MATHS.sub(mathml, page.read_text('utf-8'))))
+        page.write_text(re.sub(r'(\d) ± (\d)', '\\1\u00a0±\u00a0\\2', text), encoding='utf-8')      # such a number stays in one line
     for style in site.rglob('*.css'): style.write_text(OTHER_FONTS.sub('', style.read_text('utf-8')), encoding='utf-8')
 
 
@@ -152,6 +216,7 @@ def render(folder):
     for path in folder.rglob('*.ipynb'):          # `output-file` is for Quarto
         path.write_text(re.sub(r'output-file: [^\\"]*\\n', '', path.read_text('utf-8')), encoding='utf-8')
     complaints = build(folder, quiet=True).warnings
+    without_formulas(folder/'_docs')
     standing_alone(folder/'_docs')
     return complaints
 

@@ -33,6 +33,22 @@ def test_a_page_explains_and_refers(site):
     assert 'katex' not in text.lower() and '\\frac' not in text
 
 
+def test_settings_and_output_are_whole(site):
+    import re
+    methods, shown = [(site/f'methods/{name}.html').read_text('utf-8') for name in ('deit_lt', 'paco')], (site/'tutorials/quickstart.html').read_text('utf-8')
+    # what a method inherits, and from where; a default of its own keeps the meaning
+    assert re.search(r'<li>of <a href="[^"]*training/loop.html#trainconfig"><code>TrainConfig</code></a>:.*<code>epochs</code>', methods[0])
+    assert re.search(r'<code>epochs</code></td>\s*<td><code>int</code></td>\s*<td><code>60</code></td>\s*<td>passes over the training images', methods[1])
+    assert '<code>train</code></td>' in (site/'data/sets.html').read_text('utf-8')     # the field, no link to the function
+    # forty epochs in one block, whose columns stay below each other
+    assert re.search(r'<pre class="columns"><code>[^<]*\n    1 [^<]*\n   40 ', shown)
+    index = (site/'search.json').read_text('utf-8')
+    assert 'Logit adjustment' in index and '\\propto' not in index
+
+
+CUT = "[...document.querySelectorAll('main pre:not(.columns)')].filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 2).map(e => e.textContent)"
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
@@ -53,6 +69,7 @@ def test_pages_in_a_browser(site, browser, shots, scheme, width):
             page.screenshot(path=shots/f'docs-{name.replace("/", "-")}-{scheme}-{width}.png')
             assert not wrong, (name, wrong)
             assert page.evaluate('document.documentElement.scrollWidth') <= width, f'{name} is wider than {width}'
+            assert not page.evaluate(CUT), f'{name}: code is cut at {width}'
             light = page.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(255, 255, 255)'
             assert light == (scheme == 'light')
             page.close()
@@ -67,6 +84,8 @@ def test_search_finds_a_function(site, browser):
         page.goto(f'http://127.0.0.1:{server.server_port}/index.html', wait_until='networkidle')
         page.locator('input[type=search], .navbar input').first.press_sequentially('deit_lt_mixing')
         page.locator('a[href*="deit_lt.html"]:visible').first.wait_for()
+        colours = [page.locator(s).first.evaluate('e => getComputedStyle(e).color') for s in ('.search-result-text', '.search-result-title')]
+        assert colours[0] == colours[1], 'the text of a result has not the colour of its panel'
     finally: page.close(); server.shutdown()
 
 
