@@ -1,5 +1,5 @@
 "The ways in which a re-implementation of DearKD or of its data-free part goes wrong without an error: each test fails when one is fallen into"
-import dataclasses, math
+import dataclasses, inspect, json, math, re, runpy, sys
 import numpy as np
 import pytest
 import torch
@@ -8,17 +8,19 @@ import timm
 from torch import nn
 from accelerate import Accelerator
 from conftest import ROOT, some
+from test_processes import command
 from vitnb.core import UserError
 from vitnb.data.batches import AugmentConfig, make_batch
 from vitnb.methods.datafree import InversionConfig, batch_labels, batch_norms, invert, listening, terms, variety_loss
 from vitnb.models.any_teacher import packaged_teachers
-from vitnb.methods.dearkd import DearKD, TwoStages, extra_images, logit_distance
+from vitnb.methods import dearkd
+from vitnb.methods.dearkd import DearKD, DearKDLT, DearStudent, TwoStages, extra_images, logit_distance, read_pairs
 from vitnb.methods.imported import export_checkpoint
 from vitnb.methods.registry import resume
 from vitnb.models.any_teacher import AdaptedTeacher
 from vitnb.models.checkpoints import student_from_checkpoint
-from vitnb.models.mhca import MHCA, mhca_map, patch_offsets, with_mhca
-from vitnb.models.student import make_student, read_weights, student_config
+from vitnb.models.mhca import MHCA, MhcaSettings, head_centres, mhca_map, patch_offsets, with_mhca
+from vitnb.models.student import StudentConfig, make_student, read_weights, student_config
 from vitnb.models.teacher import TeacherConfig, fold_batch_norms, make_teacher
 from vitnb.training.loop import fit, rate_at
 from vitnb.training.schedule import make_optimiser
@@ -228,3 +230,88 @@ def test_16_a_run_that_is_stopped_in_either_stage_ends_as_if_it_had_not_been(dat
     a, b = (read_weights(r.path/'model.safetensors')[0] for r in (straight, stopped))
     assert all(torch.equal(a[k], b[k]) for k in a) and straight.status['test'] == stopped.status['test']
     assert [{k: v for k, v in l.items() if k != 'seconds'} for l in straight.metrics] == [{k: v for k, v in l.items() if k != 'seconds'} for l in stopped.metrics]
+
+
+PROGRAM = """
+import json, sys
+from vitnb.data.sets import DataConfig
+from vitnb.methods.dearkd import DearKD, DearKDLT
+from vitnb.training.loop import fit
+from vitnb.training.processes import is_first, whole
+from vitnb.training.train import prepare
+for kind, shard in ((DearKD, False), (DearKDLT, False), (DearKD, True))[:int(sys.argv[2])]:
+    config = kind(data=DataConfig(n_max=24, rho=4), epochs=2, switch=.5, batch_size=24, patch_size=14, warmup_epochs=0, precision='fp32', attention='explicit', compile='off', device='cpu', teacher=sys.argv[1], shard=shard)
+    t, *_ = prepare(config)
+    def copy(): return {n: p.clone() for n, p in whole(dict(t.model.named_parameters())).items()}
+    before = copy()
+    for line in fit(config, t.learner, t.optimiser, t.accelerator, t.steps, t.batches, t.bf16, place=t.place):
+        after = copy()
+        moved = {part: max((after[n] - before[n]).abs().max().item() for n in after if part in n) for part in ('aligners', 'head_dist')}
+        before = after
+        if is_first(): print('LINE', json.dumps([kind.__name__, shard, line, moved]), flush=True)
+"""
+
+
+def test_17_two_processes_are_one_and_leave_behind_what_stage_2_does_not_train(tmp_path, monkeypatch, capsys):
+    "Several processes give every weight a gradient; a zero would be enough for momentum and weight decay to move aligners and DIST's head"
+    (tmp_path/'program.py').write_text(PROGRAM)
+    def lines(text): return [json.loads(l.split('LINE ')[1]) for l in text.splitlines() if 'LINE ' in l]
+    monkeypatch.setattr(sys, 'argv', ['program.py', TEACHER, '2'])
+    runpy.run_path(str(tmp_path/'program.py'))
+    one, done = lines(capsys.readouterr().out), command(tmp_path, 2, 'program.py', TEACHER, '3')
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    two = lines(done.stdout)
+    assert len(one) == 4 and len(two) == 6
+    for method, shard, line, moved in one + two:
+        first = line['epoch'] == 0
+        assert (moved['aligners'] > 0) == first and (moved['head_dist'] > 0) == (first or method == 'DearKDLT'), (method, shard, line, moved)
+    for (_, _, a, _), (_, shard, b, _) in zip(one + one[:2], two, strict=True):
+        for part in ('loss', 'cls', 'dist', 'hidden'): assert abs(a[part] - b[part]) < 2e-5 * max(1, abs(a[part])), (shard, part, a, b)
+
+
+def help_of(kind, name):
+    "What the help says about a setting: the text below it"
+    source = inspect.getsource(next(k for k in kind.__mro__ if name in k.__dict__.get('__annotations__', {})))
+    return re.search(rf'^    {name}: .*\n    "(.*)"$', source, re.M).group(1)
+
+
+def test_18_defaults_that_are_ours_say_so_in_help_and_code():
+    "Where the paper's text is not known here, whoever reads the help or the code must not take our choice for the paper's"
+    for kind, names in ((DearKD, 'alpha switch hidden pairs distillation temperature stage2_heads'), (DearKDLT, 'alpha switch hidden pairs'), (MhcaSettings, 'mhca_share mhca_merge mhca_drop mhca_prefix')):
+        for name in names.split(): assert 'ours' in help_of(kind, name), (kind, name)
+    for thing in (dearkd.Standardise, dearkd.Aligner, dearkd.feature_distance, dearkd.read_pairs, DearKD.early_epochs, head_centres): assert 'ours' in inspect.getdoc(thing), thing
+    fields = inspect.getsource(TwoStages).splitlines()
+    for name in ('alpha', 'hidden', 'kind', 'heads'): assert 'ours' in next(l for l in fields if l.strip().startswith(f'{name}: ')), name
+
+
+@pytest.mark.parametrize('depth', (1, 2, 3, 4, 5))
+def test_19_short_networks_have_pairs_too(depth):
+    blocks, stages = read_pairs('auto', depth)
+    student = make_student(StudentConfig(28, 7, 1, 10, 24, depth, 3))
+    model, heard = DearStudent(student, blocks, [4] * len(stages)).train(), {}
+    for b in blocks: student.blocks[b - 1].register_forward_hook(lambda m, i, o, b=b: heard.update({b: o[:, 2:]}))
+    said = model(noise(2, 1, 28, 28), early=True)
+    assert len(said.aligned) == min(3, depth) and all(torch.allclose(a, f(heard[b]), atol=1e-6) for a, f, b in zip(said.aligned, model.aligners, blocks))
+
+
+def test_20_tokens_that_wait_to_the_end_are_refused(data):
+    with pytest.raises(UserError, match='see nothing'): DearKD(mhca=MhcaSettings(1., mhca_prefix='late')).learner(data, CPU, False)
+    student = make_student(MhcaSettings(5 / 6, mhca_prefix='late').of(student_config())).eval()
+    a, b = student(noise(2, 1, 28, 28)).cls
+    assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_21_a_row_of_which_the_dropout_left_nothing_attends_by_content():
+    torch.manual_seed(0)
+    layer = MHCA(12, 3, (4, 4), pos_drop=.5, locality=300.).train()
+    with torch.no_grad(): layer.gating_param.fill_(20.)
+    out = layer(noise(2, 18, 12).requires_grad_())
+    out.square().sum().backward()
+    assert out.isfinite().all() and all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_22_one_epoch_is_one_with_the_teacher(data):
+    seen, lines, _, learner, _ = followed(some(data), epochs=1)
+    assert len(seen['teacher']) == 2 and lines[0]['hidden'] > 0 and 'no room for two stages' in learner.notes[-1]
+    assert not any('no room' in n for n in DearKD(epochs=1, switch=1., teacher=TEACHER).learner(data, CPU, False).notes)
+    assert any('keep-labels' in n for n in DearKD(keep_labels=True, teacher=TEACHER).learner(data, CPU, False).notes)

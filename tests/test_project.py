@@ -4,7 +4,7 @@ import ast, json, re
 from collections import namedtuple
 from pathlib import Path
 
-import pytest
+import pytest, yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
 from conftest import BIN, ROOT, call, repo_files
@@ -270,3 +270,12 @@ def test_readme_is_made_from_visible_cells(tmp_path):
     nbformat.write(new_notebook(cells=cells), tmp_path/'index.ipynb')
     text = readme(tmp_path/'index.ipynb')
     assert text == '# A\n\n![p](nbs/images/p.png) [l](LICENSE)\n\n```python\nshown = 2\n```\n'
+
+
+def test_the_paper_behind_a_module_is_cited():
+    "CITATION.cff names a module for each paper, and has one for every module that is made from a paper"
+    papers = yaml.safe_load((ROOT/'CITATION.cff').read_text())['references']
+    cited = {m for p in papers for m in re.findall(r'vitnb(?:[.]\w+)+', p['notes'])}
+    assert all((ROOT/(m.replace('.', '/') + '.py')).exists() for m in cited)
+    of_a_paper = {f'vitnb.methods.{m}' for m in ('deit', 'deit_lt', 'dearkd', 'datafree', 'teacher', 'paco', 'slimming')} | {f'vitnb.models.{m}' for m in ('mhca', 'ninformer', 'efficientformer', 'nextvit')}
+    assert of_a_paper <= cited and len({p['url'] for p in papers}) == len(papers)

@@ -73,7 +73,7 @@ class Advice:
     names: tuple[str, str]              # methods of the student and of the teacher; '' without one
     reasons: list[Finding]
 
-# %% ../../nbs/methods/92_doctor.ipynb #d6e51a94
+# %% ../../nbs/methods/92_doctor.ipynb #1dc40848
 def image_side(look: Look, gpu: bool) -> tuple[int, str]:     # pixels, why
     "The size at which to train"
     median = int(np.median(look.sides.min(1)))
@@ -93,7 +93,7 @@ def batch_and_epochs(images: int) -> tuple[int, int, str]:
     batch = min(128, max(8, 2 ** int(math.log2(max(8, images / 8)))))
     steps = max(1, images // batch)
     epochs = max(40, min(400, math.ceil(UPDATES / steps)))
-    return batch, epochs, f'{steps} updates an epoch, {epochs * steps} in all; {UPDATES} are what the committed results were made with' + (', fewer because 400 epochs are the most that is suggested' if epochs * steps < UPDATES else '')
+    return batch, epochs, f'{steps} updates an epoch, {epochs * steps} in all; about {UPDATES} are what the committed results were made with' + (', fewer because 400 epochs are the most that is suggested' if epochs * steps < UPDATES else '')
 
 # %% ../../nbs/methods/92_doctor.ipynb #e7d3634c
 def choose_methods(look: Look) -> tuple[str, str, str]:     # student's and teacher's method, why

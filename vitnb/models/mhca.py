@@ -33,11 +33,11 @@ def centred_on(centres: Tensor,           # (H, 2) offset (dx, dy) of each head,
     "The positional weights of heads that look at those offsets"
     return locality * torch.cat([2 * centres, -torch.ones(len(centres), 1)], 1)
 
-# %% ../../nbs/models/05_mhca.ipynb #950e8722
+# %% ../../nbs/models/05_mhca.ipynb #f11fd2b1
 def head_centres(num_heads: int,
                  turn: int = 0,      # quarter turns: the number of the block
                 ) -> Tensor:         # (H, 2) offset (dx, dy) of each head, in patches
-    "An offset for each of any number of heads, the nearest first"
+    "An offset for each of any number of heads, the nearest first (ours)"
     reach = math.ceil(math.sqrt(num_heads)) // 2
     points = [(dx, dy) for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1)]
     def order(p): return p[0]**2 + p[1]**2, sorted(map(abs, p)), abs(p[1]) > abs(p[0]), p[0] * p[1] < 0, p     # opposite points follow each other
@@ -51,7 +51,7 @@ def convit_centres(num_heads: int) -> Tensor:     # (H, 2), not a number where a
     for h in range(side**2): centres[h] = torch.tensor([h // side - (side - 1) / 2, h % side - (side - 1) / 2])
     return centres
 
-# %% ../../nbs/models/05_mhca.ipynb #5c624e11
+# %% ../../nbs/models/05_mhca.ipynb #9bd888be
 class MHCA(nn.Module):
     "Multi-head attention that begins as a convolution (our reading of DearKD's; GPSA is a special case)"
     def __init__(self, dim: int, num_heads: int,
@@ -59,7 +59,7 @@ class MHCA(nn.Module):
                  prefix: int = 2,                  # tokens before the patches that have no position
                  merge: str = 'gate',              # gate: of two softmaxes; logit: one softmax of the sum (ours)
                  pos_drop: float = .1,             # dropout of the positional attention (the paper has one; where and how much is ours)
-                 centres: Tensor | None = None,    # (H, 2) offset of each head; None: `head_centres`
+                 centres: Tensor | None = None,    # (H, 2) offset of each head; None: `head_centres` (ours)
                  locality: float = 1.,             # how narrow the bumps are at the start
                  qkv_bias: bool = True):
         super().__init__()
@@ -90,7 +90,7 @@ class MHCA(nn.Module):
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
         return self.proj(_attend(self, q, k, v).transpose(1, 2).reshape(B, N, D))
 
-# %% ../../nbs/models/05_mhca.ipynb #42cc7613
+# %% ../../nbs/models/05_mhca.ipynb #5387907c
 def _positions(layer: MHCA) -> Tensor:      # (H, P, P)
     "Each head's score for every pair of patches, from its positional weights alone"
     return layer.pos_proj(layer.offsets).permute(2, 0, 1).float()
@@ -100,7 +100,9 @@ def _mixture(layer: MHCA) -> tuple[Tensor, Tensor]:     # (H, N, 1), (H, N, N)
     p, gate = layer.prefix, layer.gating_param.float().sigmoid().view(-1, 1, 1)
     local = gate * layer.pos_drop(_positions(layer).softmax(-1))
     total = 1 - gate + local.sum(-1, keepdim=True)
-    return F.pad((1 - gate) / total, (0, 0, p, 0), value=1.), F.pad(local / total, (p, 0, p, 0))
+    nothing = total < torch.finfo(total.dtype).tiny      # a gate wide open, and the dropout took all that the head looked at: content alone
+    total = total.masked_fill(nothing, 1.)
+    return F.pad(((1 - gate) / total).masked_fill(nothing, 1.), (0, 0, p, 0), value=1.), F.pad((local / total).masked_fill(nothing, 0.), (p, 0, p, 0))
 
 def mhca_map(layer: MHCA, q: Tensor, k: Tensor) -> Tensor:     # (B, H, N, N), each row sums to 1
     "The attention of a layer for queries and keys (B, H, N, D / H)"
@@ -123,7 +125,7 @@ def _attend(layer: MHCA, q: Tensor, k: Tensor, v: Tensor) -> Tensor:      # (B, 
     rows, local = _mixture(layer)
     return rows.to(v.dtype) * F.scaled_dot_product_attention(q, k, v) + local.to(v.dtype) @ v
 
-# %% ../../nbs/models/05_mhca.ipynb #e6be921b
+# %% ../../nbs/models/05_mhca.ipynb #5eb00abb
 class LateBlock(Block):
     "A block that only the patches pass; the tokens before them wait"
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
@@ -131,7 +133,7 @@ class LateBlock(Block):
         return torch.cat([x[:, :waiting], super().forward(x[:, waiting:], *args, **kwargs)], 1)
 
 def put_mhca(student: Student,
-             blocks: int | Sequence[int],       # how many of the first, or their numbers from 0
+             blocks: int | Sequence[int],       # how many of the first (how many is ours), or their numbers from 0
              merge: str = 'gate',               # gate or logit (ours)
              pos_drop: float = .1,              # dropout of the positional attention (ours)
              locality: float = 1.,              # how narrow the heads look at the start (ConViT's)
@@ -141,6 +143,7 @@ def put_mhca(student: Student,
     chosen, grid = range(blocks) if isinstance(blocks, int) else blocks, student.patch_embed.grid_size
     late = choose('prefix', prefix, ('content', 'late')) == 'late'
     if any(b not in range(len(student.blocks)) for b in chosen): raise UserError(f'this student has blocks 0 to {len(student.blocks) - 1}, not {max(chosen)}: use fewer MHCA blocks')
+    if late and len(student.blocks) - 1 in chosen: raise UserError('prefix=late: CLS and DIST wait until the MHCA blocks are over, and the last block is one, so they would see nothing of the image: use fewer MHCA blocks (mhca_share below 1), or prefix=content')
     for b in chosen:
         block, heads = student.blocks[b], student.blocks[b].attn.num_heads
         block.attn = MHCA(student.embed_dim, heads, grid, 0 if late else student.num_prefix_tokens, merge, pos_drop, head_centres(heads, b), locality)

@@ -95,7 +95,7 @@ class TrainConfig(Optimisation):
         "What to train and with which loss"
         raise NotImplementedError
 
-# %% ../../nbs/training/50_loop.ipynb #d346da64
+# %% ../../nbs/training/50_loop.ipynb #8c104227
 @dataclass
 class Learner:
     "What a method brings to the loop"
@@ -106,6 +106,7 @@ class Learner:
     needs: dict[str, bool] = field(default_factory=dict)        # 'clean' or 'second': what else its batches hold
     label: Callable[[Batch], Tensor] | None = None              # what a teacher says about a batch; its answer is the batch's `taught`
     label_key: dict | None = None                               # what those labels depend on, for the cache; None: they are not kept
+    before_step: Callable[[nn.Module, int], None] = lambda model, epoch: None     # called with all gradients, before the weights move
     after_step: Callable[[nn.Module], None] = lambda model: None     # called when the weights have moved
     part: str = ''                                              # name of the submodule that is saved; '': all of it
     about: dict = field(default_factory=dict)                   # written into the header of the weights
@@ -158,7 +159,7 @@ class Place:
     sums: dict[str, Tensor] = field(default_factory=dict)      # of each loss, over the epoch's steps so far
     seconds: float = 0.                                        # spent on them
 
-# %% ../../nbs/training/50_loop.ipynb #685bef3a
+# %% ../../nbs/training/50_loop.ipynb #582f83ed
 def fit(config: TrainConfig, learner: Learner, optimiser, accelerator, steps: int,
         batches: Callable[[int, int, bool], Batch],          # (epoch, step, mixing) → the batch of a step
         bf16: bool = False,
@@ -177,7 +178,7 @@ def fit(config: TrainConfig, learner: Learner, optimiser, accelerator, steps: in
                 for group in optimiser.param_groups: group['lr'] = rate_at(config, epoch + step / steps)
             moves = update_after(config, step, steps)
             losses = backward(config, learner, accelerator, batches(epoch, step, mixing), epoch, step, bf16, moves)
-            if moves: update(config, learner, optimiser, accelerator, average)
+            if moves: update(config, learner, optimiser, accelerator, epoch, average)
             place.sums = {k: place.sums.get(k, 0) + v.detach() for k, v in losses.items()}
             place.step, place.seconds = step + 1, time.perf_counter() - start
             on_step(epoch, step, losses)
@@ -187,7 +188,7 @@ def fit(config: TrainConfig, learner: Learner, optimiser, accelerator, steps: in
         place.epoch, place.step, place.sums, place.seconds = epoch + 1, 0, {}, 0.
         yield line
 
-# %% ../../nbs/training/50_loop.ipynb #4ee7a6b4
+# %% ../../nbs/training/50_loop.ipynb #3e52b2c9
 def rate_at(config: TrainConfig, time: float) -> float:    # time in epochs
     "The learning rate of the configured schedule"
     if config.schedule == 'steps': return stepped_rate(time, config.lr, config.epochs, config.warmup_epochs, config.warmup_lr, config.step_factor)
@@ -197,12 +198,13 @@ def update_after(config: TrainConfig, step: int, steps: int) -> bool:
     "Whether the weights move after a step: the last one of those whose gradients are added up, or of the epoch"
     return (step + 1) % config.accumulate == 0 or step == steps - 1
 
-def update(config: TrainConfig, learner: Learner, optimiser, accelerator, average=None):
+def update(config: TrainConfig, learner: Learner, optimiser, accelerator, epoch: int, average=None):
     "Move the weights along the gathered gradients"
+    model = accelerator.unwrap_model(learner.model, keep_torch_compile=False)
+    learner.before_step(model, epoch)
     if config.clip_grad: accelerator.clip_grad_norm_(learner.model.parameters(), config.clip_grad)
     optimiser.step()
     optimiser.zero_grad()
-    model = accelerator.unwrap_model(learner.model, keep_torch_compile=False)
     learner.after_step(model)
     if average is not None: average.update(model)
 

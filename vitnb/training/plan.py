@@ -167,7 +167,7 @@ def _check_batches(config: TrainConfig, learner: Learner, data: LongTailed, coun
         sampler = learner.sampler(epoch) or config.sampler
         epoch_indices(total, config.batch_size, config.seed, epoch, 0, config.repeats, sampler, labels, counts, epoch / config.epochs)
 
-# %% ../../nbs/training/60_plan.ipynb #9ecc99e6
+# %% ../../nbs/training/60_plan.ipynb #80af99e2
 def _lines(config: TrainConfig, method: str, data: LongTailed, counts, total: int, cost: Cost, device, bf16: bool, note: str) -> list[tuple[str, str]]:
     "The plan as pairs of words"
     steps = sampled_steps(total, config.batch_size, config.repeats)
@@ -180,10 +180,16 @@ def _lines(config: TrainConfig, method: str, data: LongTailed, counts, total: in
             ('epochs', f'{config.epochs} of {seen} images{every}: {steps} micro-batches, {updates} updates; {config.epochs * updates} updates in all'),
             ('batch', f'{config.batch_size} × {config.accumulate} accumulated = {config.batch_size * config.accumulate}'),
             ('learning rate', f'{config.lr:g} at its peak, {rate_at(config, config.epochs - 1 / steps):.2g} at the end ({config.schedule}), warm-up of {config.warmup_epochs:g} epochs'),
-            *_late(config),
+            *_early(config), *_late(config),
             ('network', f'{cost.parameters / 1e6:.1f} M parameters, {"bfloat16" if bf16 else "float32"} on {device}'),
             ('memory', f'about {cost.bytes(config.batch_size) / 2**30:.1f} GiB, and {_data_memory(config, data, total)}'),
             ('time', f'about {_duration(seconds)}{note}: {_speed(config.batch_size / cost.seconds(config.batch_size))}, measured here with {cost.measured} at a time{eager}')]
+
+def _early(config: TrainConfig) -> list[tuple[str, str]]:
+    "How long the first stage is, of a method that has one"
+    if not hasattr(config, 'early_epochs'): return []
+    early = config.early_epochs()
+    return [('first stage', f'early layers learn from the teacher\'s in {early} of {config.epochs} epochs' + ('; the time below is that of such steps throughout' if 0 < early < config.epochs else ''))]
 
 def _late(config: TrainConfig) -> list[tuple[str, str]]:
     "What changes in the last stage"

@@ -126,11 +126,11 @@ def _alive(pid: Any) -> bool:
     except PermissionError: pass
     return True
 
-# %% ../../nbs/training/40_runs.ipynb #0a79da75
+# %% ../../nbs/training/40_runs.ipynb #5fec6125
 def open_run(path: str | Path) -> Run:
     "The run in a folder; raises `UserError` when there is none"
     run = Run(Path(path).expanduser())
-    if not run.path.is_dir(): raise UserError(f'no run folder {run.path}: `vitnb runs` lists the runs there are')
+    if not run.path.is_dir(): raise UserError(f'{run.path} is a file, no run folder' if run.path.exists() else f'no run folder {run.path}: `vitnb runs` lists the runs there are')
     run.config, run.status
     return run
 
