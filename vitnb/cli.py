@@ -15,7 +15,7 @@ from .core import UserError, choose
 __all__ = ['PAGE', 'COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'resume_command', 'runs_command', 'report_command',
            'watch_command', 'look_command', 'look_notebook', 'serve_app', 'compare_command', 'names_apart',
            'doctor_command', 'analyse_command', 'Import', 'import_command', 'import_data', 'export_command',
-           'generate_command', 'Demo', 'demo', 'demo_settings', 'demo_table', 'usage', 'main']
+           'generate_command', 'training_command', 'Demo', 'demo', 'demo_settings', 'demo_table', 'usage', 'main']
 
 # %% ../nbs/90_cli.ipynb #4411922d
 def train_command(arguments: Sequence[str]):
@@ -355,7 +355,7 @@ def _print_latency(run):
     print('measuring; torch.compile takes a minute or so', flush=True)
     print(latency_table(latencies(load_student(run))))
 
-# %% ../nbs/90_cli.ipynb #9aa9ce24
+# %% ../nbs/90_cli.ipynb #c1ebf29d
 def generate_command(arguments: Sequence[str]):
     "Fill a folder with images made from a teacher"
     import dataclasses, tyro
@@ -363,12 +363,23 @@ def generate_command(arguments: Sequence[str]):
     kind = dataclasses.make_dataclass('Generate', [
         ('teacher', *_option(str, 'a run folder or file of a teacher, timm:NAME, or timm:NAME@FILE')), ('folder', *_option(Path, 'to fill; one that was begun is gone on with')),
         ('per_class', *_option(int, 'images of each class', default=100)), ('size', *_option(int | None, "side in pixels; None: the teacher's own", default=None)),
+        ('mean', *_option(tuple[float, ...] | None, 'of the pixels that the teacher was trained on, one number for each channel (ImageNet: 0.485 0.456 0.406); None: as its file says', default=None)),
+        ('std', *_option(tuple[float, ...] | None, 'their standard deviation (ImageNet: 0.229 0.224 0.225)', default=None)),
+        ('student', *_option(str | None, 'a run folder or file of a student that --compete is about', default=None)),
         ('device', *_option(str, 'cpu, cuda, mps, or auto', default='auto')), ('settings', InversionConfig, dataclasses.field(default_factory=InversionConfig))])
     given = tyro.cli(kind, args=arguments, prog='vitnb generate', description='fill a folder with images made from a CNN, without any real one',
                      config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes))
     from vitnb.training.loop import choose_device
-    done = make_images(given.teacher, given.folder, given.per_class, given.settings, given.size, str(choose_device(given.device)))
-    print(f'{done}: train on it with `vitnb train dearkd --dataset imagefolder:{done} --teacher {given.teacher}`')
+    done = make_images(given.teacher, given.folder, given.per_class, given.settings, given.size, str(choose_device(given.device)), mean=given.mean, std=given.std, student=given.student)
+    print(f'{done}: train on it with `{training_command(done, given.teacher)}`')
+
+def training_command(made: Path, teacher: str) -> str:
+    "The command that trains a student on made images, in which the teacher sees them as it made them"
+    import json, shlex
+    seen = json.loads((made/'about.json').read_text())['train']
+    if not {'teacher_normalisation', 'statistics'} & seen.keys(): print('note: in training the teacher will see these images under another mean and deviation than those given here, which its file does not say')
+    options = [word for name, value in seen.items() for word in (f'--{name.replace("_", "-")}', str(value))]
+    return shlex.join(['vitnb', 'train', 'dearkd', '--dataset', f'imagefolder:{made}', '--teacher', teacher, *options])
 
 # %% ../nbs/90_cli.ipynb #b3798e89
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def about_images(images: ImageSet, data, teacher: str) -> dict:
 
 
 def draw(given, results: Path, data, teacher: str, folder: Path, seed: int):
-    "Six images of each of six classes, one row of classes for each set"
+    "Four images of each of five classes (every second one), one row for each set"
     rows = []
     for name in given.sets:
         images, _ = images_of(name, given, data, teacher, folder, seed)

@@ -21,8 +21,8 @@ from .student import TokenLogits, load_weights, read_about
 from .teacher import ResNet, fold_batch_norms, load_teacher
 
 # %% auto #0
-__all__ = ['BRIGHTNESS', 'MeanStd', 'resize', 'size_class_map', 'check_class_map', 'to_channels', 'AdaptedTeacher', 'Source',
-           'timm_source', 'NoTeacher', 'teacher_source', 'any_teacher', 'packaged_teachers']
+__all__ = ['BRIGHTNESS', 'MeanStd', 'resize', 'size_class_map', 'check_class_map', 'to_channels', 'one_answer', 'AdaptedTeacher',
+           'Source', 'timm_source', 'NoTeacher', 'teacher_source', 'any_teacher', 'packaged_teachers']
 
 # %% ../../nbs/models/30_any_teacher.ipynb #dcc0b518
 def resize(images: Tensor,            # (B, C, H, W)
@@ -71,7 +71,11 @@ def _stats(mean_std: MeanStd, name: str) -> list[Tensor]:   # mean and deviation
         raise UserError(f'the {name} normalisation needs a mean and a positive deviation for each channel, not {mean.flatten().tolist()} and {std.flatten().tolist()}')
     return [mean, std]
 
-# %% ../../nbs/models/30_any_teacher.ipynb #36788e96
+# %% ../../nbs/models/30_any_teacher.ipynb #cc439923
+def one_answer(logits: Tensor | TokenLogits) -> Tensor:     # (B, K) float32
+    "The logits of any network; of a student the average of its tokens"
+    return (logits.avg if isinstance(logits, TokenLogits) else logits).float()
+
 class AdaptedTeacher(nn.Module):
     "A teacher that answers for the student's final tensor, under its own rules"
     def __init__(self, model: nn.Module,                          # (B, C, S, S) → (B, K) logits
@@ -102,15 +106,18 @@ class AdaptedTeacher(nn.Module):
         images = resize(to_channels(images.float(), self.in_chans), self.size, self.antialias)
         return images if self.own_mean is None else (images - self.own_mean) / self.own_std
 
-    @torch.inference_mode()
-    def forward(self, images: Tensor) -> Tensor:   # (B, K) float32 logits, in the student's order of classes
+    def answer(self, images: Tensor) -> Tensor:    # (B, K) float32 logits, in the student's order of classes
+        "What it says of these images, with gradients for the pixels"
         self.model.eval()
         images = self.adapt(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16): logits = self.model(images)
-        logits = (logits.avg if isinstance(logits, TokenLogits) else logits).float()
+        logits = one_answer(logits)
         if self.columns is None: return logits
         if logits.shape[1] != len(self.columns): raise UserError(f'the class map is for {len(self.columns)} classes, the teacher has {logits.shape[1]}')
         return logits[:, self.columns]
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor: return self.answer(images)
 
     def label(self, images: Tensor) -> Tensor:     # (B,) class numbers of the student
         "The teacher's hard label of each image"
