@@ -77,7 +77,7 @@ def output_texts(output):
 
 
 def untidy(nb, size=0):
-    "Execution counts, widget state, errors, machine paths, or too many bytes"
+    "Execution counts, widget state, errors, the name of a matplotlib object before its picture, machine paths, or too many bytes"
     found = []
     if size > MAX_KB * 1000: found.append(f'{size // 1000} kB, more than {MAX_KB}')
     if 'widgets' in nb['metadata']: found.append('widget state')
@@ -85,6 +85,7 @@ def untidy(nb, size=0):
         outputs = cell.get('outputs', [])
         if any(o.get('execution_count') for o in [cell, *outputs]): found.append(f'cell {i}: execution count')
         if any(o.get('output_type') == 'error' for o in outputs): found.append(f'cell {i}: an error as output')
+        if any(re.search(r'"\[?<matplotlib[.]', output_texts(o)) for o in outputs): found.append(f'cell {i}: shows a matplotlib object, end its last line with a semicolon')
         found += [f'cell {i}: machine path {p}' for o in outputs for p in MACHINE_PATH.findall(output_texts(o))]
     return found
 
@@ -99,7 +100,7 @@ def test_untidy_can_complain():
     assert not untidy(with_output(data={'image/png': 'ab/tmp/cd', 'text/html': '<img src="data:image/png;base64,ab/tmp/cd">'}))
     bad = [with_output(text=['saved in /tmp/x/run\n']), with_output(data={'text/html': '<a href="/root/x">'}),
            with_output(data={'text/plain': ["PosixPath('/home/me/run')"]}), with_output(execution_count=3),
-           with_output(output_type='error', traceback=['boom']), dict(cells=[], metadata=dict(widgets={}))]
+           with_output(output_type='error', traceback=['boom']), with_output(data={'text/plain': ['<matplotlib.legend.Legend>']}), dict(cells=[], metadata=dict(widgets={}))]
     assert all(len(untidy(nb)) == 1 for nb in bad)
     assert untidy(notebook(), MAX_KB*1000 + 1)
 
