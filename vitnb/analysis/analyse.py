@@ -124,13 +124,13 @@ class AnalyseConfig:
 @dataclass
 class Subject:
     "What is analysed"
-    model: nn.Module
+    model: nn.Module                  # the network, in evaluation mode
     images: ImageSet
     view: View
     groups: Groups
     config: AnalyseConfig
-    run: Run | None = None
-    which: str = 'last'
+    run: Run | None = None            # where it comes from, and where results are kept; None: any other network
+    which: str = 'last'               # weights of the 'last' or the 'best' epoch
     teacher: str | None = None        # as given; None: the one that the run names
     numbers: np.ndarray | None = None # of the images in the set that they were sampled from; None: all of it
 
@@ -250,10 +250,10 @@ STANDARD: dict[str, tuple[Callable[[Subject], Any], tuple[str, ...]]] = {     # 
 @dataclass(frozen=True)
 class Done:
     "What became of one part"
-    name: str
+    name: str               # of the part, as its file is called
     state: str              # 'computed', 'kept', or 'not done'
     seconds: float          # that its computing took
-    images: int
+    images: int             # how many it was computed from
     settings: dict          # those that the part depends on
     why: str = ''           # of 'not done'
 

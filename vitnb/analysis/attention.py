@@ -30,7 +30,7 @@ class Call:
     key: Tensor | None = None        # (B, H, N, d)
     value: Tensor | None = None      # (B, H, N, d)
     bias: Tensor | None = None       # added to the scores; broadcasts to (B, H, N, N)
-    scale: float = 1.
+    scale: float = 1.                # query · key is multiplied by it; usually 1/√d
     given: Tensor | None = None      # (B, H, N, N) weights, where the model writes them out
 
     def scores(self, images: slice = slice(None), rows: slice = slice(None)) -> Tensor:
@@ -140,7 +140,7 @@ def evaluating(model: nn.Module,
 class Layout:
     "Which modules of a model attend, and over what"
     names: tuple[str, ...]          # of the attention modules, first block first
-    heads: int
+    heads: int                      # H, the attention heads of each module
     tokens: tuple[str, ...]         # names of the tokens before the patches: 'cls', 'dist', then registers
     grid: tuple[int, int]           # patches down and across
     patch: tuple[float, float]      # pixels of a patch down and across
@@ -356,14 +356,14 @@ def stream_attention(model: nn.Module,
 @dataclass(frozen=True)
 class HeadMeans:
     "Means over images, and the standard deviations between images"
-    images: int
+    images: int                   # how many the means are over
     rows: np.ndarray              # (blocks, H, P, N)
     distance: np.ndarray          # (blocks, H) pixels
     entropy: np.ndarray           # (blocks, H) nats
     prefix_mass: np.ndarray       # (blocks, H) 0 to 1
     spread: dict[str, np.ndarray] # 'distance', 'entropy', 'prefix_mass' → (blocks, H) standard deviation between images
     layout: Layout
-    blocks: tuple[int, ...]
+    blocks: tuple[int, ...]       # numbers of the blocks, from 0
 
 def attention_means(numbers: Iterable[HeadNumbers]) -> HeadMeans:
     "Means over all batches of `stream_attention`; raises `UserError` when there are none"

@@ -74,7 +74,7 @@ METHODS = {'saliency': Method('pixel', False, '1', partial(_pixels, Saliency)),
 class Attribution:
     "What pixels or patches contribute to one logit of each image"
     values: np.ndarray         # (B, channels, height, width), or (B, grid height, grid width)
-    method: str
+    method: str                # one of `METHODS`
     head: str                  # whose logit: 'avg', 'cls' or 'dist'
     target: np.ndarray         # (B,) class whose logit it is
     layout: Layout | None      # None for a network without patches

@@ -44,11 +44,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
 class Difference:
     "How two answers to the same test images differ in one part of the classes"
     first: float           # accuracy in per cent, every class counting the same
-    second: float
-    low: float             # bounds of the bootstrap interval of second − first, in points; NaN with a class of a single test image
-    high: float
+    second: float          # the same of the second answers
+    low: float             # the lower bound of the bootstrap interval of second − first, in points; NaN with a class of a single test image
+    high: float            # the upper bound of that interval
     only_first: int        # images that only the first gets right
-    only_second: int
+    only_second: int       # images that only the second gets right
     p: float               # McNemar's exact test on these images, two-sided
     single: int = 0        # classes with a single test image
 
@@ -113,7 +113,7 @@ def compare_experts(first: Experts, second: Experts,
 class SeedDifference:
     "Paired differences of two methods over seeds, in points, and the exact sign-flip test"
     differences: tuple[float, ...]      # second − first, one a seed
-    mean: float
+    mean: float                         # of these differences
     std: float                          # between seeds, with n − 1
     coverage: float                     # probability that least to most holds the median of all seeds
     p: float                            # two-sided

@@ -48,8 +48,8 @@ class Diversity:
     values: np.ndarray                # (P, 4) overall, head, mid, tail
     half_width: np.ndarray            # (P, 4) of a band of 95 % over images
     centred: np.ndarray               # (P, 4) the same after each token's mean over all images is taken away
-    images: int
-    tokens: tuple[str, str]
+    images: int                       # how many the values are means over
+    tokens: tuple[str, str]           # the two tokens, such as 'cls' and 'dist'
 
 def diversity(model: nn.Module, images: ImageSet, view: View, groups: Groups,
               first: str = 'cls', second: str = 'dist', **options) -> Diversity:      # options of `stream_tokens`

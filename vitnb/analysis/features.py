@@ -27,7 +27,7 @@ __all__ = ['View', 'view_of_run', 'view_of_timm', 'shuffled_classes', 'sampled',
 class View:
     "How stored pixels become what a network sees"
     mean: tuple[float, ...]         # per channel, in [0, 1]
-    std: tuple[float, ...]
+    std: tuple[float, ...]          # standard deviation, likewise
     size: int | None = None         # side in pixels; None: as stored
     crop: float = 1.                # share of the side that is kept, from the middle
     channels: int | None = None     # 1 or 3; None: as stored

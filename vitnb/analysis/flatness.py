@@ -94,7 +94,7 @@ class Sharpness:
     rise: np.ndarray          # (n,) loss there minus loss at the weights, in nats
     loss: float               # at the weights
     gradient: float           # length of the gradient there
-    images: int
+    images: int               # how many the loss is the mean of
 
     def within(self, rho: float) -> float:
         "The largest rise up to a distance; 0 where the loss only falls"
@@ -127,8 +127,8 @@ class Eigenvalue:
     value: float              # Rayleigh quotient of the last direction
     residual: float           # ‖Hv − λv‖: an eigenvalue is at most this far away
     history: np.ndarray       # (steps,) the quotient after every step
-    converged: bool
-    images: int
+    converged: bool           # whether the quotient settled before the steps ran out
+    images: int               # how many the loss is the mean of
 
 def largest_eigenvalue(model: nn.Module, images: ImageSet, view: View, steps: int = 50,
                        tolerance: float = .01,          # stop when three steps change the value by less than this share

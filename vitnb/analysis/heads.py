@@ -148,8 +148,8 @@ class HeadImportance:
     accuracy: np.ndarray         # (blocks, H) change in accuracy, points
     intact_loss: float           # nats
     intact_accuracy: float       # per cent
-    images: int
-    blocks: tuple[int, ...]
+    images: int                  # how many it was measured on
+    blocks: tuple[int, ...]      # numbers of the blocks, from 0
 
 def head_importance(model: nn.Module,
                     batches: Iterable[tuple[Tensor, Tensor]],     # (images, labels)

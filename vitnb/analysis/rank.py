@@ -139,8 +139,8 @@ class Ranks:
     points: tuple[str, ...]             # (P,) 'block 1', …, 'norm'
     spectrum: np.ndarray                # (G, T, P, D) singular values, falling; NaN for a group without images
     values: dict[str, np.ndarray]       # measure → (G, T, P)
-    low: dict[str, np.ndarray]          # measure → (G, T, P) bounds of the band; NaN for a group with fewer images than parts, or without a band
-    high: dict[str, np.ndarray]
+    low: dict[str, np.ndarray]          # measure → (G, T, P) lower bounds of the band; NaN for a group with fewer images than parts, or without a band
+    high: dict[str, np.ndarray]         # measure → (G, T, P) upper bounds, likewise
     fewer: dict[str, np.ndarray]        # measure → (G, T, P) the value with one part of the images less
     images: np.ndarray                  # (G,) number of images
     rows: np.ndarray                    # (G, T) number of tokens, which bounds the rank

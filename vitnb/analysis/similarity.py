@@ -46,7 +46,7 @@ def cka_ratio(cross: np.ndarray,                              # (T, A, B) HSIC�
 @dataclass(frozen=True)
 class Layers:
     "Outputs of a network to be compared, each as one vector an image"
-    model: nn.Module
+    model: nn.Module                          # the network that is looked into
     view: View                                # how pixels become the model's input
     modules: dict[str, nn.Module]             # name → where to look
     rows: Callable[[Tensor], Tensor]          # an output → (B, …), flattened afterwards
@@ -97,7 +97,7 @@ class Similarity:
     values: np.ndarray            # (A, B) at most 1; negative where there is no similarity and by chance less than none
     half_width: np.ndarray        # (A, B) of a band of 95 %; NaN with fewer than four batches
     images: int                   # that were used
-    batch_size: int
+    batch_size: int               # how many were compared at a time
     what: tuple[str, str]         # what is compared of each network
 
 def similarity(first: Layers, second: Layers, images: ImageSet, batch_size: int = 64,

@@ -184,7 +184,7 @@ def doubtful(look: Look,
 @dataclass(frozen=True)
 class Finding:
     "One thing about the images"
-    title: str
+    title: str                          # what was looked at
     text: str                           # what was found
     why: str = ''                       # what the number means, or what to do
     where: tuple[str, ...] = ()         # files

@@ -25,10 +25,10 @@ __all__ = ['OUTSIDE', 'LIST_SETS', 'RULES', 'AHEAD', 'SHARD', 'ImageList', 'pars
 @dataclass(frozen=True, eq=False)
 class ImageList:
     "Pictures below a root folder and the class of each"
-    root: Path
+    root: Path                  # the folder that the paths start from
     paths: tuple[str, ...]      # relative to `root`
     labels: np.ndarray          # (N,) int64
-    num_classes: int
+    num_classes: int            # C, the number of classes; some may be without pictures here
     stamps: np.ndarray | None = None    # (N, 2) int64, bytes and time of change of each file, where they were looked up
 
     def __len__(self): return len(self.paths)
@@ -139,9 +139,9 @@ def renumbered(images: ImageList, class_map: Sequence[int] | np.ndarray) -> Imag
 @dataclass(frozen=True)
 class ListSet:
     "What the lists of a data set are called, and what they should hold"
-    train_list: str              # file names; capitals do not matter
-    test_list: str
-    num_classes: int
+    train_list: str              # file name, in which capitals do not matter
+    test_list: str               # the other one, likewise
+    num_classes: int             # classes in each list
     train_images: int            # as quoted; not verified
     test_images: int             # counted in the official list
 
@@ -240,7 +240,7 @@ class ListImages:
     "The pixels of an image list, read when they are indexed"
     images: ImageList
     size: int                               # side in pixels at which a picture is decoded
-    rule: str = 'crop'
+    rule: str = 'crop'                      # how a picture becomes square: 'crop', 'stretch' or 'fit'
     centre: int | None = None               # side of the middle part that is handed out; None: all of it
     workers: int | None = None              # threads; None: a few more than there are processors
     shards: tuple[np.ndarray, ...] = ()     # memory maps of decoded pictures; without them files are decoded

@@ -79,9 +79,9 @@ def by_size(counts: Sequence[int] | np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Groups:
     "Which classes are head, mid and tail, and by which rule"
-    head: tuple[int, ...]
-    mid: tuple[int, ...]
-    tail: tuple[int, ...]
+    head: tuple[int, ...]      # numbers of the classes with the most images
+    mid: tuple[int, ...]       # those between
+    tail: tuple[int, ...]      # those with the fewest
     rule: str                  # a sentence for people, for captions
 
     def items(self): return (('head', self.head), ('mid', self.mid), ('tail', self.tail))

@@ -296,7 +296,7 @@ class LongTailed:
     test: ImageSet                   # looked at once
     groups: Groups                   # head, mid, tail by training counts
     mean: tuple[float, ...]          # per channel, of the training images, in [0, 1]
-    std: tuple[float, ...]
+    std: tuple[float, ...]           # standard deviation, per channel, of the same
     img_size: int                    # side in pixels that the networks see
     eval_crop: float = 1.            # share of the side kept in evaluation
 

@@ -141,9 +141,9 @@ def logit_distance(logits: Tensor,             # (B, C) of the student's DIST he
 @dataclass
 class TwoStages:
     "The loss of a step: features and answers of the teacher before epoch `switch`, labels alone from then on"
-    teacher: AdaptedTeacher | None
+    teacher: AdaptedTeacher | None        # asked in stage 1; None from then on
     stages: Sequence[int]                 # of the teacher, one for each aligner
-    switch: int
+    switch: int                           # first epoch of stage 2, from 0
     alpha: float = .5                     # share of the teacher's answers (DeiT's; that DearKD keeps it is ours)
     hidden: float = 1.                    # weight of the features (ours)
     kind: str = 'hard'                    # of the teacher's answers (DeiT's; that DearKD keeps it is ours)
@@ -271,8 +271,8 @@ class DearKD(EarlyDistilled):
 class EarlyThenLabels:
     "DeiT-LT's loss at every step, and the features of the teacher before epoch `switch`"
     teacher: AdaptedTeacher
-    stages: Sequence[int]
-    switch: int
+    stages: Sequence[int]               # of the teacher, one for each aligner
+    switch: int                         # first epoch without the features, from 0
     alpha: float = .5                   # share of DIST (DeiT's)
     hidden: float = 1.                  # weight of the features (ours)
     weights: Tensor | None = None       # of DIST's loss, by the teacher's class

@@ -145,8 +145,8 @@ def disagreement(student: nn.Module, answer: Callable[[Tensor], dict[str, Tensor
 @dataclass(frozen=True)
 class Exported:
     "A file that has been written and compared"
-    path: Path
-    format: str
+    path: Path             # the file
+    format: str            # 'onnx' or 'torch-export'
     difference: float      # the largest of a logit
     images: int            # compared
     merged: int            # batch norms that went
@@ -181,7 +181,7 @@ class Latency:
     "One row of the table"
     network: str              # 'trained' or 'merged'
     runtime: str              # one of `RUNTIMES`
-    batch: int
+    batch: int                # images in a call
     seconds: float | None     # median of a call; None: it does not run here
     why: str = ''             # then the reason
 

@@ -69,9 +69,9 @@ UPDATES = 1400       # at least: as many as in the demo
 class Advice:
     "What to train, and why"
     student: TrainConfig
-    teacher: TrainConfig | None
+    teacher: TrainConfig | None         # None: the student has none
     names: tuple[str, str]              # methods of the student and of the teacher; '' without one
-    reasons: list[Finding]
+    reasons: list[Finding]              # one for each choice
 
 # %% ../../nbs/methods/92_doctor.ipynb #1dc40848
 def image_side(look: Look, gpu: bool) -> tuple[int, str]:     # pixels, why

@@ -127,7 +127,7 @@ class Supernet(nn.Module):
 @dataclass(frozen=True)
 class Subnet:
     "One network inside a supernet"
-    widths: tuple[int, ...]
+    widths: tuple[int, ...]                # channels of each stage
     paths: tuple[tuple[str, ...], ...]     # of every place of each stage: '4D', '3D' or 'I'
 
     def __post_init__(self):

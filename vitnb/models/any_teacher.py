@@ -126,13 +126,13 @@ class AdaptedTeacher(nn.Module):
 # %% ../../nbs/models/30_any_teacher.ipynb #ce06629d
 class Source(NamedTuple):
     "A network and what is known about how it was trained"
-    network: nn.Module
+    network: nn.Module                   # from pictures to logits
     name: str                            # for people
-    num_classes: int
+    num_classes: int                     # how many it tells apart
     size: int | None = None              # its pixels a side; None: any
     mean_std: MeanStd | None = None      # its normalisation, where it is known
     about: dict = {}                     # what its file says: class names, checksum of its images
-    file: Path | None = None
+    file: Path | None = None             # where its weights are on the disk, if they are in a file of their own
 
 def _timm_shape(name: str, weights: dict[str, Tensor]) -> dict:   # num_classes and in_chans
     "How many classes and channels the weights of a timm model are for"

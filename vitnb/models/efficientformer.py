@@ -46,17 +46,17 @@ class EfficientFormerConfig:
         'efficientformer-l3': dict(depths=(4, 4, 12, 6), embed_dims=(64, 128, 320, 512), num_vit=4),
         'efficientformer-l7': dict(depths=(6, 6, 18, 8), embed_dims=(96, 192, 384, 768), num_vit=8)}
     HAS_DIST: ClassVar[bool] = True
-    img_size: int = 28
-    in_chans: int = 1
-    num_classes: int = 10
+    img_size: int = 28                                  # side of the images in pixels; they are square
+    in_chans: int = 1                                   # channels of an image: 1 grey, 3 colour
+    num_classes: int = 10                               # classes, one logit each
     depths: tuple[int, ...] = (2, 2, 4, 2)              # blocks of each stage
     embed_dims: tuple[int, ...] = (24, 48, 96, 128)     # C of each stage
     num_vit: int = 1                                    # how many blocks of the last stage, its last ones, are MB3D
     strides: tuple[int, ...] = (4, 2, 2, 2)             # of the stem (1, 2 or 4), and before each later stage
-    num_heads: int = 8
+    num_heads: int = 8                                  # attention heads of each MB3D
     key_dim: int = 32                                   # of each head; its values are four times as wide
     layer_scale: float = 1e-5                           # γ at the start
-    drop_path_rate: float = 0.
+    drop_path_rate: float = 0.                          # stochastic depth: share of the images that skip the last block in training; less in earlier blocks
     use_dist: bool = True                               # False: both answers come from the first head
 
     @property
@@ -82,7 +82,7 @@ class EfficientFormerConfig:
 class Places(NamedTuple):
     "What the last blocks attend over"
     grid_size: tuple[int, int]      # places down and across
-    num_patches: int
+    num_patches: int                # down times across
 
 class EfficientFormer(timm_efficientformer.EfficientFormer):
     "timm's EfficientFormer for any image size, that returns `TokenLogits` in training and in evaluation alike"

@@ -27,11 +27,11 @@ class NextViTConfig:
                                    groups=(1, 1, repeats, 1), strides=(1, 2, 2, 2), sr_ratios=(8, 4, 2, 1), head_dim=32, drop_path_rate=drop)
            for size, repeats, drop in (('small', 2, .1), ('base', 4, .2), ('large', 6, .2))}}
     HAS_DIST: ClassVar[bool] = False     # one head
-    img_size: int = 28
-    in_chans: int = 1
-    num_classes: int = 10
+    img_size: int = 28                          # side of the images in pixels; they are square
+    in_chans: int = 1                           # channels of an image: 1 grey, 3 colour
+    num_classes: int = 10                       # classes, one logit each
     stem: tuple[int, ...] = (16, 32)            # channels of the 3×3 convolutions before the first stage
-    stem_strides: tuple[int, ...] = (2, 1)
+    stem_strides: tuple[int, ...] = (2, 1)      # step of each of these convolutions; 2 halves the side
     widths: tuple[int, ...] = (32, 96, 128)     # of each stage's NCBs
     mixed: tuple[int, ...] = (0, 128, 192)      # of its NTBs; 0: it has none
     convs: tuple[int, ...] = (2, 2, 1)          # N, the NCBs of a group
@@ -40,7 +40,7 @@ class NextViTConfig:
     sr_ratios: tuple[int, ...] = (1, 1, 1)      # s: keys and values are averages of s² tokens
     head_dim: int = 16                          # of attention, and channels of a group in convolutional attention
     mix_ratio: float = .75                      # about the share of an NTB's channels that attention makes
-    drop_path_rate: float = .05
+    drop_path_rate: float = .05                 # stochastic depth: share of the images that skip the last blocks in training; less in earlier stages
     use_dist: bool = False                      # for other backbones: this one has one head
 
     @classmethod

@@ -79,14 +79,14 @@ class NiNformerConfig:
         'ninformer-nano': dict(embed_dim=64, hidden=128, depth=4, dropout=.1),
         'ninformer-cifar': dict(embed_dim=256, hidden=512, depth=4, dropout=.5)}
     HAS_DIST: ClassVar[bool] = False
-    img_size: int = 28
-    patch_size: int = 4
-    in_chans: int = 1
-    num_classes: int = 10
+    img_size: int = 28          # side of the images in pixels; they are square
+    patch_size: int = 4         # side of a patch in pixels; it divides that of the images
+    in_chans: int = 1           # channels of an image: 1 grey, 3 colour
+    num_classes: int = 10       # classes, one logit each
     embed_dim: int = 64         # D
     hidden: int = 128           # h of all three feed-forward networks: across tokens, across channels, and of the block
     depth: int = 4              # blocks
-    dropout: float = .1
+    dropout: float = .1         # share of the numbers that are set to 0 in training, in the feed-forward networks
     gate: str = 'product'       # the paper's; 'sum' and 'none' to find out what the product is good for
     drop_path_rate: float = 0.  # stochastic depth of the last block (the paper has none)
     use_dist: bool = False      # there is one head, so both answers are its

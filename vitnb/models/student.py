@@ -73,15 +73,15 @@ def check_patch_size(img_size: int, patch: int) -> int:
 @dataclass(frozen=True)
 class StudentConfig:
     "The shape of a Vision Transformer, in timm's words"
-    img_size: int = 28
-    patch_size: int = 7
-    in_chans: int = 1
-    num_classes: int = 10
-    embed_dim: int = 96
-    depth: int = 6
-    num_heads: int = 3
-    drop_path_rate: float = .05
-    use_dist: bool = True       # False: both answers come from CLS; the DIST token stays in the sequence, unused
+    img_size: int = 28            # side of the images in pixels; they are square
+    patch_size: int = 7           # side of a patch in pixels; it divides that of the images
+    in_chans: int = 1             # channels of an image: 1 grey, 3 colour
+    num_classes: int = 10         # classes, one logit each from CLS and from DIST
+    embed_dim: int = 96           # D, the numbers that describe a token
+    depth: int = 6                # blocks
+    num_heads: int = 3            # attention heads of a block, which share D evenly
+    drop_path_rate: float = .05   # stochastic depth: share of the images that skip the last block in training; less in earlier blocks
+    use_dist: bool = True         # False: both answers come from CLS; the DIST token stays in the sequence, unused
     PRESETS: ClassVar = PRESETS
     HAS_DIST: ClassVar = True
 

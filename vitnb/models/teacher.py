@@ -46,8 +46,8 @@ class CosineHead(nn.Module):
 class TeacherConfig:
     "The shape of a CIFAR-style residual network"
     depth: int = 20             # 6 n + 2: 8, 20, 32, …
-    in_chans: int = 1
-    num_classes: int = 10
+    in_chans: int = 1           # channels of an image: 1 grey, 3 colour
+    num_classes: int = 10       # classes, one logit each
     cosine: bool = True         # cosine head (LDAM), otherwise a linear one
     network: str = 'cifar'      # 'cifar': this one, of that depth; otherwise the name of a timm model, such as resnet50
     img_size: int | None = None # for the timm models that are made for one side in pixels, such as transformers

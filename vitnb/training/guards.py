@@ -20,7 +20,7 @@ __all__ = ['DIVERGED', 'EVERY', 'Stop', 'stopping', 'check_loss', 'check_weights
 @dataclass
 class Stop:
     "Whether somebody has asked the training to end"
-    asked: bool = False
+    asked: bool = False    # becomes true with the first Ctrl-C or signal
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
@@ -65,13 +65,13 @@ EVERY = 2.      # seconds between two writes
 @dataclass
 class Progress:
     "Writes `progress.json` now and then"
-    path: Path
-    epochs: int
-    steps: int
-    batch_size: int
+    path: Path               # the file
+    epochs: int              # of the whole training
+    steps: int               # in an epoch
+    batch_size: int          # images in a step, all processes together
     done: int = 0            # steps in this process
-    start: float = field(default_factory=time.monotonic)
-    written: float = 0.
+    start: float = field(default_factory=time.monotonic)  # when this process began, on the monotonic clock, in seconds
+    written: float = 0.      # when the file was last written, on the same clock
 
     def due(self) -> bool:
         "Count a step; whether it is time to write"

@@ -26,9 +26,9 @@ def labels_key(**parts) -> str:      # 24 hexadecimal digits
 class LabelCache:
     "A teacher's labels by (epoch, step): read where they are known, otherwise computed and kept"
     label: Callable[[Batch], Tensor]      # what the teacher says about a batch
-    folder: Path
+    folder: Path                          # where labels are kept, one file an epoch
     steps: int                            # in an epoch
-    num_classes: int
+    num_classes: int                      # how many there are; it decides the bytes of a label
     used: int = 0                         # batches whose labels were read
     made: int = 0                         # batches whose labels were computed
     _name: str = ''

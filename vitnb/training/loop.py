@@ -154,8 +154,8 @@ def predict(model: nn.Module, images: Tensor, mean, std, bf16: bool = False, bat
 @dataclass
 class Place:
     "Where a training is: the step that comes next, and what it has seen of the epoch"
-    epoch: int = 0
-    step: int = 0
+    epoch: int = 0                                             # the epoch under way, from 0
+    step: int = 0                                              # its next step, from 0
     sums: dict[str, Tensor] = field(default_factory=dict)      # of each loss, over the epoch's steps so far
     seconds: float = 0.                                        # spent on them
 

@@ -77,7 +77,7 @@ def _are_here(config: DataConfig) -> bool:
 @dataclass(frozen=True)
 class Cost:
     "What training costs on a device"
-    parameters: int
+    parameters: int              # weights of the network, each one number
     numbers: int                 # float32 numbers for each: weight, gradient, moments, copies
     bytes_fixed: float           # kept for the backward pass, whatever the batch
     bytes_per_image: float       # kept for the backward pass

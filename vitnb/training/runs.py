@@ -80,7 +80,7 @@ def check_shape(content: Any, path: Path, shape: Any = None, name: str = ''):
 @dataclass(frozen=True)
 class Run:
     "A run folder; every property reads its file when asked"
-    path: Path
+    path: Path    # the folder
 
     @property
     def config(self) -> dict: return self._read('config.json')

@@ -58,18 +58,18 @@ class Training:
     config: TrainConfig
     data: LongTailed
     learner: Learner
-    optimiser: Any
-    accelerator: Any
+    optimiser: Any                 # what moves the weights, as accelerate has prepared it
+    accelerator: Any               # Hugging Face's Accelerator: the device, and the processes that train together
     batches: Any                   # (epoch, step, mixing) → batch
     steps: int                     # in an epoch
-    bf16: bool
+    bf16: bool                     # whether the network computes in bfloat16
     run: Run
     place: Place
     average: Any = None            # timm's moving average of the weights
-    labels: LabelCache | None = None
+    labels: LabelCache | None = None  # the teacher's labels, kept between runs; None: the method keeps none
     best: float = -1.              # validation accuracy of the best epoch so far
-    saved: float = 0.              # when the last state was written, and how long that took
-    saving: float = 0.
+    saved: float = 0.              # when the last state was written, on the monotonic clock, in seconds
+    saving: float = 0.             # seconds that writing it took
 
     @property
     def model(self): return self.accelerator.unwrap_model(self.learner.model, keep_torch_compile=False)

@@ -92,13 +92,13 @@ METHODS: dict[str, Method] = {'attention': Method(_attention, per_head=True), 'r
 @dataclass(frozen=True, eq=False)
 class Panel:
     "A picture with its words"
-    title: str
-    caption: str
+    title: str                           # words above the picture
+    caption: str                         # words below it
     pixels: np.ndarray                   # (H, W, 3) 0 to 1
     values: np.ndarray | None = None     # (grid height, grid width)
     top: float = 0.                      # the value of the brightest colour
-    signed: bool = False
-    unit: str = '%'
+    signed: bool = False                 # whether values may be below 0
+    unit: str = '%'                      # of the values; '%': shares of 1; '': as they are
 
 _SIGNED = (matplotlib.colormaps['PuOr_r'](np.arange(256))[:, :3]).astype(np.float32)
 

@@ -33,16 +33,16 @@ class Curves:
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     "What is known about a run at a moment; NaN where something is not known"
-    path: Path
+    path: Path                          # the run folder
     title: str                          # method and data
     state: str                          # running, finished, interrupted, stopped, failed, deleted or damaged
     epoch: int = 0                      # epochs that are finished
     epochs: int = 0                     # epochs that were asked for
-    step: int = 0                       # steps done of the epoch under way, of so many:
-    steps: int = 0
+    step: int = 0                       # steps done of the epoch under way
+    steps: int = 0                      # steps in an epoch
     loss: float = math.nan              # of the last step
     rate: float = math.nan              # images a second
-    seconds_left: float = math.nan
+    seconds_left: float = math.nan      # until training is done, at this rate
     seconds: float = math.nan           # the whole time, of a run that has ended
     curves: Curves = field(default_factory=lambda: make_curves([]))
     tables: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)   # heading → head → overall, head, mid, tail

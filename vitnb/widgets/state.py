@@ -132,7 +132,7 @@ class Subject:
     "Something to look into: what was read of it is kept"
     def __init__(self, name: str):
         self.name, self._records = name, OrderedDict()
-    run: Run | None = None
+    run: Run | None = None    # the run folder; None for a model without one
     @cached_property
     def experts(self) -> Experts: raise UserError(f'{self.name} is a model without a run, so there are no saved answers')
     @cached_property
