@@ -223,9 +223,7 @@ def unexplained(nb):
     return [f'{n.name}.{re.search("<code>(.+?)</code>", row)[1]}: say behind it what it is' for n, source in classes for row in fields(n, source).splitlines() if row.endswith('|  |')]
 
 
-NOT_YET = pytest.mark.xfail(reason='three fields of Making say nothing')
-
-@pytest.mark.parametrize('name', [pytest.param(n, marks=[NOT_YET] if 'datafree' in n else []) for n in NOTEBOOKS if default_exp(load(n))])
+@pytest.mark.parametrize('name', [n for n in NOTEBOOKS if default_exp(load(n))])
 def test_every_field_is_explained(name): assert not unexplained(load(name))
 
 

@@ -296,16 +296,16 @@ def batch_labels(num_classes: int, per_class: int,
     groups = [list(map(int, g)) for g in np.array_split(np.arange(num_classes), turns)]
     return [torch.tensor(g).repeat_interleave(n) for n in sizes for g in groups]
 
-# %% ../../nbs/methods/52_datafree.ipynb #9efca1b2
+# %% ../../nbs/methods/52_datafree.ipynb #f468f4ae
 @dataclass
 class Making:
     "What one generation has at hand"
-    source: Source
-    folder: Path
+    source: Source                         # the network, and what its file says
+    folder: Path                           # where the pictures are written
     config: InversionConfig
     size: int                              # side in pixels
-    class_names: tuple[str, ...]
-    about: dict = field(default_factory=dict)
+    class_names: tuple[str, ...]           # of the teacher, in its order
+    about: dict = field(default_factory=dict)      # what `about.json` says: settings, classes, finished batches
     student: AdaptedTeacher | None = None  # to compete with
 
     @property
