@@ -190,9 +190,9 @@ def test_look(tmp_path, capsys, monkeypatch):
 def test_made_images(tmp_path):
     "Names with markup are text; a class without images, other classes than the real ones, and a network that is not known are each told in a line"
     from vitnb.widgets.made_view import made_view
-    about = dict(class_names=[EVIL.replace('/', ''), 'none'], settings=dict(sha256='0'))
+    about = dict(class_names=[EVIL.replace('/', ''), 'none'], settings=dict(sha256='0', per_class=14, batch_size=1, variety='none'), batches={str(b): {} for b in range(0, 28, 2)})     # those of the second class are not finished
     (folder := tmp_path/'made'/'train'/about['class_names'][0]).mkdir(parents=True)
-    for i in range(14): Image.fromarray(np.random.RandomState(i).randint(0, 256, (16, 16), dtype=np.uint8)).save(folder/f'{i}.png')
+    for i in range(14): Image.fromarray(np.random.RandomState(i).randint(0, 256, (16, 16), dtype=np.uint8)).save(folder/f'{2 * i:05d}-0000.png')
     write_json(tmp_path/'made/about.json', about)
     view = made_view(tmp_path/'made')
     assert 'no real image has one of these classes' in view.note.value and view.page.max == 2 and '<img src=x' not in texts(view)

@@ -20,7 +20,7 @@ __all__ = ['ENDINGS', 'STYLE', 'Curves', 'Snapshot', 'make_curves', 'head_name',
            'picture_html', 'accuracy_html', 'facts', 'head_html', 'body_html', 'monitor_html', 'follow', 'Card',
            'monitor', 'epoch_line', 'status_line', 'watch']
 
-# %% ../../nbs/widgets/20_monitor.ipynb #41d381d9
+# %% ../../nbs/widgets/20_monitor.ipynb #720e19a2
 @dataclass(frozen=True, eq=False)
 class Curves:
     "What was measured after each of E epochs, for H heads"
@@ -298,7 +298,7 @@ def monitor_html(s: Snapshot) -> str:
     "The whole card, for a page that does not change"
     return f'{_style()}<div class="vitnb-card">{head_html(s)}{body_html(s)}</div>'
 
-# %% ../../nbs/widgets/20_monitor.ipynb #7903f05e
+# %% ../../nbs/widgets/20_monitor.ipynb #6145e6d3
 def follow(run: Run,
            every: float = 2.,                                        # seconds between two looks
            pause: Callable[[float], Any] = time.sleep,               # waits so long; true: stop watching
@@ -309,7 +309,7 @@ def follow(run: Run,
     while not over:
         start = time.thread_time()
         yield (snapshot := read_monitor(run, snapshot))
-        over = snapshot.ended or pause(max(every, 20 * (time.thread_time() - start)))
+        over = snapshot.ended or pause(max(every, min(5., 20 * (time.thread_time() - start))))
 
 # %% ../../nbs/widgets/20_monitor.ipynb #89c552ef
 class Card:
