@@ -66,7 +66,7 @@ def main():
 def draw(vit: Run, deit_lt: Run):
     "The picture at the top of the README"
     with whole_file(HERE.parent.parent/'nbs'/'images'/'experts.png') as path:
-        path.write_bytes(expert_accuracy(load_experts(deit_lt), load_experts(vit), 'ViT without a teacher').as_bytes('png', 110))
+        path.write_bytes(expert_accuracy(load_experts(deit_lt), load_experts(vit), 'no teacher').as_bytes('png', 110))
 
 
 if __name__ == '__main__': main()
