@@ -137,7 +137,7 @@ def logit_distance(logits: Tensor,             # (B, C) of the student's DIST he
     ours, theirs = ((z.float() / temperature).log_softmax(1) for z in (logits, taught))
     return F.kl_div(ours, theirs, reduction='sum', log_target=True) * temperature**2 / ours.numel()
 
-# %% ../../nbs/methods/50_dearkd.ipynb #67eba037
+# %% ../../nbs/methods/50_dearkd.ipynb #6beb00e5
 @dataclass
 class TwoStages:
     "The loss of a step: features and answers of the teacher before epoch `switch`, labels alone from then on"
@@ -266,7 +266,7 @@ class DearKD(EarlyDistilled):
         if start == self.epochs and self.switch < 1: said = f'note: one epoch has no room for two stages: {said}'
         return Learner(model, loss, before_step=at_rest_from(start), part='student', about=about, notes=[*notes, said])
 
-# %% ../../nbs/methods/50_dearkd.ipynb #83c0a3f9
+# %% ../../nbs/methods/50_dearkd.ipynb #877803d5
 @dataclass
 class EarlyThenLabels:
     "DeiT-LT's loss at every step, and the features of the teacher before epoch `switch`"
