@@ -94,6 +94,9 @@ def test_stopped_in_the_middle(here, data, monkeypatch, changes):
     resume(run.path, data, quiet=True)
     assert_same(whole, run)
     assert not (run.path/'resume').exists() and not (run.path/'progress.json').exists()
+    (run.path/'resume').mkdir(), [(run.path/f).write_text('') for f in ('.lock', 'progress.json', 'resume/state-1')]      # killed after its end was written
+    resume(run.path, data, quiet=True)
+    assert not any((run.path/f).exists() for f in ('.lock', 'progress.json', 'resume'))
     assert len(run.status['resumed']) == 1
     if 'ema_decay' in changes: assert {'ema_avg', 'avg', 'best_avg'} <= run.status['test'].keys() and 'val_ema' in run.metrics[0]
 

@@ -51,7 +51,7 @@ def _as_kind(value: Any, hint: Any, name: str) -> Any:
         if type(value) is kind: return value
     raise UserError(f'the setting {name} is {str(value)[:40]!r}, which is not {" or ".join(getattr(k, "__name__", str(k)) for k in kinds)}')
 
-# %% ../../nbs/training/55_train.ipynb #eacad7b5
+# %% ../../nbs/training/55_train.ipynb #bb870678
 @dataclass
 class Training:
     "Everything that one training has at hand"
@@ -316,7 +316,7 @@ def _tidy(run: Run):
     for file in [*(run.path/'resume').glob('*'), run.path/'progress.json']: file.unlink(missing_ok=True)
     with contextlib.suppress(OSError): (run.path/'resume').rmdir()
 
-# %% ../../nbs/training/55_train.ipynb #c1fc5bde
+# %% ../../nbs/training/55_train.ipynb #c92e8caf
 def go_on_with(path: str | Path,
                kind: type[TrainConfig],              # the settings of its method
                data: LongTailed | None = None, quiet: bool = False) -> Run:
@@ -324,7 +324,7 @@ def go_on_with(path: str | Path,
     run = open_run(path)
     state = run.status['state']
     if state == 'finished':
-        _tidy(run)                       # it may have been killed between the two
+        _tidy(run); (run.path/'.lock').unlink(missing_ok=True)     # it may have been killed after its end was written
         return run
     if is_first(): _check_free(run)
     with alone(run) if is_first() else contextlib.nullcontext(): return _resume(run, kind, data, quiet)
