@@ -301,7 +301,6 @@ def test_a_teacher_of_other_classes_is_refused(here, capsys):
     assert 'learned from other images' in (here/'student'/'report.html').read_text()
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='pipes')
 def test_what_is_no_run_and_a_run_beside_itself(here, capsys):
     (here/'notes.txt').write_text('x')
     assert 'notes.txt is a file, no run folder' in mistake(capsys, 'report', 'notes.txt')
@@ -310,6 +309,7 @@ def test_what_is_no_run_and_a_run_beside_itself(here, capsys):
     assert main(['compare', 'mine', 'mine', '--heads', 'cls', 'dist']) == 0
 
 
+@pytest.mark.skipif(os.name == 'nt', reason='pipes')
 def test_a_reader_that_goes_away(here):
     for command in ('--help', 'runs'):
         done = subprocess.run(f'{sys.executable} -m vitnb.cli {command} | true', shell=True, capture_output=True, text=True)

@@ -371,15 +371,17 @@ def generate_command(arguments: Sequence[str]):
                      config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes))
     from vitnb.training.loop import choose_device
     done = make_images(given.teacher, given.folder, given.per_class, given.settings, given.size, str(choose_device(given.device)), mean=given.mean, std=given.std, student=given.student)
-    print(f'{done}: train on it with `{training_command(done, given.teacher)}`')
+    command, known = training_command(done, given.teacher)
+    if not known: print('note: in training the teacher will see these images under another mean and deviation than those given here, which its file does not say')
+    print(f'{done}: train on it with `{command}`')
 
-def training_command(made: Path, teacher: str) -> str:
-    "The command that trains a student on made images, in which the teacher sees them as it made them"
+def training_command(made: Path, teacher: str) -> tuple[str, bool]:
+    "The command that trains a student on made images, and whether in it the teacher sees them as it made them"
     import json, shlex
     seen = json.loads((made/'about.json').read_text())['train']
-    if not {'teacher_normalisation', 'statistics'} & seen.keys(): print('note: in training the teacher will see these images under another mean and deviation than those given here, which its file does not say')
     options = [word for name, value in seen.items() for word in (f'--{name.replace("_", "-")}', str(value))]
-    return shlex.join(['vitnb', 'train', 'dearkd', '--dataset', f'imagefolder:{made}', '--teacher', teacher, *options])
+    command = shlex.join(['vitnb', 'train', 'dearkd', '--dataset', f'imagefolder:{made}', '--teacher', teacher, *options])
+    return command, bool({'teacher_normalisation', 'statistics'} & seen.keys())
 
 # %% ../nbs/90_cli.ipynb #b3798e89
 @dataclass(frozen=True)

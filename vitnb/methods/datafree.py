@@ -341,9 +341,9 @@ def normalisation_of(source: Source, mean: Sequence[float] | None = None, std: S
 def training_settings(source: Source, size: int, mean_std) -> dict:
     "With what settings a student is trained on the pictures so that the teacher sees them as it made them"
     seen = dict(teacher_size=size) if source.size not in (None, size) else {}
-    given = source.mean_std is None or [list(v) for v in source.mean_std] != [list(v) for v in mean_std]
-    if not given: seen['teacher_normalisation'] = 'own'
-    elif [list(v) for v in mean_std] == [list(v) for v in IMAGENET]: seen['statistics'] = 'imagenet'      # the student's, and so the teacher's
+    own, used, imagenet = (pair and tuple(map(tuple, pair)) for pair in (source.mean_std, mean_std, IMAGENET))
+    if own == used: seen['teacher_normalisation'] = 'own'
+    elif used == imagenet: seen['statistics'] = 'imagenet'      # the student's, and so the teacher's
     return dict(image_folder_size=size, **seen)
 
 def competitor(student: Source, teacher: Source) -> AdaptedTeacher:

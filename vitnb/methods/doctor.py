@@ -4,23 +4,24 @@
 
 # %% ../../nbs/methods/92_doctor.ipynb #a6737743
 from __future__ import annotations
-import contextlib, importlib.util, io, json, math, os, shlex, shutil, textwrap
+import contextlib, importlib.util, io, math, os, shlex, shutil, textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
-from ..core import UserError, choose, first_of, n_of, packaged, whole_file
+from ..core import UserError, choose, first_of, n_of, whole_file
 from ..data.inspect import Finding, Look, findings, look_at_folder, look_at_set
 from ..data.pixels import free_disk, free_memory, size_of
 from ..data.lists import LIST_SETS
 from ..data.sets import NAMES, TEST_SHARE, DataConfig, long_tailed
+from ..measured import measured
 from .registry import method
 from ..training.loop import TrainConfig, choose_bf16, choose_device
 from ..training.plan import plan
 
 # %% auto #0
 __all__ = ['UPDATES', 'look_at', 'divided', 'look_at_machine', 'evidence', 'Advice', 'image_side', 'student_preset',
-           'batch_and_epochs', 'choose_methods', 'advise', 'command', 'commands', 'measured', 'to_watch', 'lines_of',
+           'batch_and_epochs', 'choose_methods', 'advise', 'command', 'commands', 'costs', 'to_watch', 'lines_of',
            'doctor']
 
 # %% ../../nbs/methods/92_doctor.ipynb #99c80cc5
@@ -58,9 +59,8 @@ def look_at_machine(device: str = 'auto') -> list[Finding]:
 # %% ../../nbs/methods/92_doctor.ipynb #ffe34446
 def evidence(of: Sequence[str] = ('ViT', 'ViT + DRW', 'DeiT-LT', 'DeiT-LT, PaCo+SAM teacher')) -> dict[str, tuple[float, float, int]]:   # overall, tail, runs
     "Mean test accuracy of some rows of the committed experiment"
-    rows = json.loads(packaged('results', 'deit_lt_small.json').read_text())['rows']
-    def mean(name, part): return float(np.mean([r['test']['avg'][part] for r in rows if r['name'] == name]))
-    return {name: (mean(name, 'overall'), mean(name, 'tail'), sum(r['name'] == name for r in rows)) for name in of}
+    rows = {name: measured(name) for name in of}
+    return {name: (float(row['overall'].mean()), float(row['tail'].mean()), len(row['overall'])) for name, row in rows.items()}
 
 # %% ../../nbs/methods/92_doctor.ipynb #0aa1a2a8
 UPDATES = 1400       # at least: as many as in the demo
@@ -141,7 +141,7 @@ def commands(advice: Advice) -> list[str]:
             f'vitnb compare {folder("vit")} {folder(student)}', f'vitnb report {folder(student)} --against {folder("vit")}', f'vitnb export {folder(student)} {student}.{ending}']
 
 # %% ../../nbs/methods/92_doctor.ipynb #54d1ffda
-def measured(advice: Advice) -> list[Finding]:
+def costs(advice: Advice) -> list[Finding]:
     "Time and memory of both trainings, from a short step here"
     found = []
     for name, config in zip(reversed(advice.names), (advice.teacher, advice.student)):
@@ -178,7 +178,7 @@ def doctor(source: str,                     # a folder, or the name of a data se
     look, data = look_at(source, limit)
     about, advice = findings(look), advise(look, data, device) if len(look.class_names) > 1 else None
     parts = {f'The images: {look.source}': about, 'The machine': look_at_machine(device)}
-    if advice: parts |= {'What to train': advice.reasons, 'What it costs here': measured(advice), 'What to watch': to_watch(look, data.val_fraction)}
+    if advice: parts |= {'What to train': advice.reasons, 'What it costs here': costs(advice), 'What to watch': to_watch(look, data.val_fraction)}
     bad = [f.title for found in parts.values() for f in found if f.bad]
     lines = [line for title, found in parts.items() for line in (title, *lines_of(found), '')]
     every = [f'  {f.title}: {name}' for f in about for name in f.where]

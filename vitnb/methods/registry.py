@@ -4,17 +4,15 @@
 
 # %% ../../nbs/methods/00_registry.ipynb #630ff38f
 from __future__ import annotations
-import importlib, json, pkgutil
-from collections.abc import Sequence
+import importlib, pkgutil
 from pathlib import Path
-import numpy as np
-from ..core import UserError, choose, packaged
+from ..core import UserError, choose
 from ..training.loop import TrainConfig
 from ..training.runs import Run, open_run
 from ..training.train import go_on_with
 
 # %% auto #0
-__all__ = ['register', 'methods', 'method', 'resume', 'measured', 'group_bars']
+__all__ = ['register', 'methods', 'method', 'resume']
 
 # %% ../../nbs/methods/00_registry.ipynb #ba6da013
 _methods: dict[str, type[TrainConfig]] = {}
@@ -43,29 +41,3 @@ def resume(run: str | Path, data=None, quiet: bool = False) -> Run:     # data: 
     found = open_run(run)
     if found.status['state'] == 'finished' and found.config['method'] not in methods(): return found      # imported, say
     return go_on_with(run, method(found.config['method']), data, quiet)
-
-# %% ../../nbs/methods/00_registry.ipynb #c38bc9af
-def measured(name: str,             # of a row, such as ViT
-             head: str = 'avg',     # whose answer: cls, dist or avg; a CNN has one answer
-            ) -> dict[str, np.ndarray]:      # test accuracy in per cent: overall, head, mid and tail, a number for each pair of class order and seed
-    "What a row of the DeiT-LT experiment reached"
-    rows = json.loads(packaged('results', 'deit_lt_small.json').read_text('utf-8'))['rows']
-    choose('row', name, dict.fromkeys(r['name'] for r in rows))
-    runs = sorted((r for r in rows if r['name'] == name), key=lambda r: (r['order_seed'], r['seed']))
-    return {part: np.array([(r['test'].get('out') or r['test'][head])[part] for r in runs]) for part in ('overall', 'head', 'mid', 'tail')}
-
-# %% ../../nbs/methods/00_registry.ipynb #0e26a309
-def group_bars(rows: dict[str, dict[str, np.ndarray]],     # what to draw, by its label in the legend
-               colours: Sequence[str],                     # one for each row
-               ylabel: str = 'test accuracy, %'):
-    "Bars for all classes and for each group by size: the mean, with a dot for each run; the legend has the overall mean ± standard deviation"
-    import matplotlib.pyplot as plt      # here, because the command line does without it
-    ax, width = plt.subplots(figsize=(6.8, 2.9), dpi=95)[1], .84 / len(rows)
-    for i, ((label, row), colour) in enumerate(zip(rows.items(), colours)):
-        at = np.arange(len(row)) + (i - (len(rows) - 1) / 2) * width
-        said = f'{label}: {row["overall"].mean():.1f} ± {row["overall"].std(ddof=1):.1f}'
-        ax.bar(at, [v.mean() for v in row.values()], .92 * width, color=colour, alpha=.55, label=said)
-        for x, v in zip(at, row.values()): ax.scatter([x] * len(v), v, s=9, color=colour, edgecolor='#333333', lw=.4, zorder=3)
-    ax.set_xticks(range(4), ['all classes', 'head', 'mid', 'tail'], fontsize=9); ax.set_ylabel(ylabel, fontsize=9); ax.tick_params(labelsize=9); ax.set_ylim(0, 103)
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(fontsize=8.5, frameon=False, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1), title='overall', title_fontsize=8.5)

@@ -38,9 +38,9 @@ def made_images(folder: str | Path) -> ImageSet:
 
 def maker(folder: str | Path, teacher: str | Path | None) -> Source:
     "The network that a folder was made from: the one that is named, or one of the package with the same checksum"
-    try: known = json.loads((Path(folder).expanduser()/'about.json').read_text())['settings']['sha256']
-    except (OSError, ValueError, KeyError, TypeError): known = None
-    if teacher is not None: return teacher_source(teacher)
+    try: settings = json.loads((Path(folder).expanduser()/'about.json').read_text())['settings']; known = settings['sha256']
+    except (OSError, ValueError, KeyError, TypeError): settings, known = {}, None
+    if teacher is not None: return (source := teacher_source(teacher))._replace(mean_std=settings.get('mean_std', source.mean_std))      # as the images were made
     for file in sorted(packaged('teachers').glob('*.safetensors')):
         if hashlib.sha256(file.read_bytes()).hexdigest() == known: return teacher_source(file)
     raise UserError('which network these images were made from is not known here: name it with teacher=, to see the nearest real images')
