@@ -80,7 +80,7 @@ def output_texts(output):
 
 
 def untidy(nb, size=0):
-    "Execution counts, widget state, errors, the name of a matplotlib object before its picture, machine paths, or too many bytes"
+    "Execution counts, widget state, errors, the name of a matplotlib object before its picture, machine paths, a cell folded in one place only, or too many bytes"
     found = []
     if size > MAX_KB * 1000: found.append(f'{size // 1000} kB, more than {MAX_KB}')
     if 'widgets' in nb['metadata']: found.append('widget state')
@@ -89,6 +89,8 @@ def untidy(nb, size=0):
         if any(o.get('execution_count') for o in [cell, *outputs]): found.append(f'cell {i}: execution count')
         if any(o.get('output_type') == 'error' for o in outputs): found.append(f'cell {i}: an error as output')
         if any(re.search(r'"\[?<matplotlib[.]', output_texts(o)) for o in outputs): found.append(f'cell {i}: shows a matplotlib object, end its last line with a semicolon')
+        hidden = bool(cell.get('metadata', {}).get('jupyter', {}).get('source_hidden'))
+        if hidden != ''.join(cell['source']).startswith('#| code-fold: true'): found.append(f"cell {i}: folded on the pages or in JupyterLab only: `#| code-fold: true` goes with the metadata {{'jupyter': {{'source_hidden': true}}}}")
         found += [f'cell {i}: machine path {p}' for o in outputs for p in MACHINE_PATH.findall(output_texts(o))]
     return found
 
@@ -99,6 +101,9 @@ def test_notebook_is_tidy(name): assert not untidy(load(name), (ROOT/name).stat(
 
 def test_untidy_can_complain():
     def with_output(**o): return dict(cells=[dict(cell_type='code', source='', outputs=[o])], metadata={})
+    def folded(source, **metadata): return dict(cells=[dict(cell_type='code', source=source, metadata=metadata)], metadata={})
+    assert not untidy(folded(['#| code-fold: true\n', '1'], jupyter=dict(source_hidden=True)))
+    assert untidy(folded(['#| code-fold: true\n', '1'])) and untidy(folded(['1'], jupyter=dict(source_hidden=True)))
     assert not untidy(with_output(text=['see https://example.com/home/page and a/tmp/b']), 1000)
     assert not untidy(with_output(data={'image/png': 'ab/tmp/cd', 'text/html': '<img src="data:image/png;base64,ab/tmp/cd">'}))
     bad = [with_output(text=['saved in /tmp/x/run\n']), with_output(data={'text/html': '<a href="/root/x">'}),
