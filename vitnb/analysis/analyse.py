@@ -37,7 +37,10 @@ __all__ = ['STANDARD', 'split', 'joined', 'write_part', 'about_part', 'read_part
            'check_folder', 'analysis_table']
 
 # %% ../../nbs/analysis/60_analyse.ipynb #1ca900d4
-def split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:     # what JSON can hold
+def split(value: Any,                        # dataclasses, dictionaries, lists, arrays and plain values, in one another
+          path: str,                         # what it is called in `arrays`, such as 'rank'
+          arrays: dict[str, np.ndarray],     # path → array; filled here
+         ) -> Any:                           # what JSON can hold
     "Take the arrays out of a result, noting where they were"
     if isinstance(value, np.ndarray): arrays[path] = value; return {'array': path}
     if dataclasses.is_dataclass(value):
@@ -50,7 +53,9 @@ def split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:     # wh
     if value is None or isinstance(value, (bool, int, float, str)): return value
     raise TypeError(f'{path} is a {type(value).__name__}, which a result cannot hold')
 
-def joined(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def joined(value: Any,                           # what `split` returned
+           arrays: Mapping[str, np.ndarray],     # path → array, as `split` filled it
+          ) -> Any:
     "The result that `split` took apart; only classes of vitnb's analyses are made"
     if not isinstance(value, dict): return value
     (kind, inner), *rest = value.items()
@@ -64,14 +69,20 @@ def joined(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return made(**{k: joined(v, arrays) for k, v in value['fields'].items()})
 
 # %% ../../nbs/analysis/60_analyse.ipynb #58ad6ba2
-def write_part(folder: Path, name: str, result: Any, about: dict):
+def write_part(folder: Path,     # made when it is not there
+               name: str,        # of the part, such as 'rank'
+               result: Any,      # what `split` takes apart
+               about: dict,      # facts beside the content, of what JSON can hold
+              ):
     "Write a result as NAME.npz and then NAME.json"
     arrays: dict[str, np.ndarray] = {}
     content = split(result, name, arrays)
     with whole_file(folder/f'{name}.npz') as path: np.savez_compressed(path, **arrays)
     write_json(folder/f'{name}.json', dict(about, sha256=hashlib.sha256((folder/f'{name}.npz').read_bytes()).hexdigest(), content=content))
 
-def about_part(folder: Path, name: str) -> dict | None:
+def about_part(folder: Path,     # that `write_part` wrote to
+               name: str,        # of the part, such as 'rank'
+              ) -> dict | None:
     "What the JSON of a part says; None when the part is not whole"
     try:
         about = read_json(folder/f'{name}.json')
@@ -80,14 +91,18 @@ def about_part(folder: Path, name: str) -> dict | None:
     return about if whole else None
 
 def read_part(run: Run | str | Path,        # a run, or the folder that `analyse` wrote to
-              name: str) -> Any:            # the dataclass, or dictionary of them, that was written
+              name: str,                    # of the part, such as 'rank'
+             ) -> Any:                      # the dataclass, or dictionary of them, that was written
     "A result of `analyse`; raises `UserError` when it is not there or damaged"
     folder = run.path/'analysis' if isinstance(run, Run) else Path(run)
     if (about := about_part(folder, name)) is None: raise UserError(f'{folder} has no whole {name}.json with {name}.npz: run analyse, which makes what is missing')
     with np.load(folder/f'{name}.npz', allow_pickle=False) as file: return joined(about['content'], dict(file))
 
 # %% ../../nbs/analysis/60_analyse.ipynb #b18b7926
-def present_part(run: Run, name: str, which: str = 'last') -> Any:       # None when there is none
+def present_part(run: Run,
+                 name: str,               # of the part, such as 'rank'
+                 which: str = 'last',     # of which weights: those of the 'last' or of the 'best' epoch
+                ) -> Any:                 # None when there is none
     "A result of `analyse` that belongs to the weights that the run has now"
     folder, file = run.path/('analysis' if which == 'last' else f'analysis-{which}'), run.path/('model.safetensors' if which == 'last' else 'best.safetensors')
     about = about_part(folder, name)
@@ -138,12 +153,21 @@ class NotDone(UserError):
     "A part that this network or run does not have"
 
 # %% ../../nbs/analysis/60_analyse.ipynb #ead772b8
-def sample(images: ImageSet, number: int | None, seed: int) -> ImageSet:
+def sample(images: ImageSet,
+           number: int | None,     # None: all
+           seed: int,              # of the choice
+          ) -> ImageSet:
     "So many images, the same share of each class, in their order; all of them where there are fewer"
     return images if number is None or number >= len(images) else images.subset(sampled(images.labels.numpy(), number, seed))
 
-def subject_of(what: Run | str | Path | nn.Module, images: ImageSet | None, view: View | None, groups: Groups | None,
-               config: AnalyseConfig, which: str, teacher: str | None) -> Subject:
+def subject_of(what: Run | str | Path | nn.Module,     # a run, its folder, or a network
+               images: ImageSet | None,                # None: the run's test images; a network needs some
+               view: View | None,                      # None: that of the run, or of timm's configuration
+               groups: Groups | None,                  # None: those of the run; of a network, all classes as one
+               config: AnalyseConfig,
+               which: str,                             # weights of the 'last' or the 'best' epoch of a run
+               teacher: str | None,                    # as `any_teacher` takes it; None: the one that the run names
+              ) -> Subject:
     "Load what a run folder says, or take a network as it is given"
     if images is not None and not isinstance(images, ImageSet): raise UserError(f'images is a {type(images).__name__}: give an ImageSet(pixels as bytes, labels, class names)')
     if images is not None and not len(images): raise UserError('there are no images to analyse')
@@ -258,14 +282,16 @@ class Done:
     why: str = ''           # of 'not done'
 
 def analyse(what: Run | str | Path | nn.Module,           # a run, its folder, or a network
-            images: ImageSet | None = None,               # of a run: its test images
-            out: str | Path | None = None,                # where to write; of a run: its folder analysis/
-            parts: Sequence[str] = tuple(STANDARD),
+            images: ImageSet | None = None,               # None: the test images of the run; a network needs some
+            out: str | Path | None = None,                # folder to write to; None: the run's analysis/, or analysis-best/ for its best weights
+            parts: Sequence[str] = tuple(STANDARD),       # some of `STANDARD`, such as ('rank', 'cloud'), or one name
             config: AnalyseConfig = AnalyseConfig(),
-            view: View | None = None, groups: Groups | None = None,
+            view: View | None = None,                     # how the model sees them; None: as in the run, or in timm's configuration
+            groups: Groups | None = None,                 # None: those of the run; of a network, all classes as one
             which: str = 'last',                          # weights of the 'last' or the 'best' epoch
             teacher: str | None = None,                   # as `any_teacher` takes it; None: the one that the run names
-            again: bool = False) -> list[Done]:           # compute also what is there
+            again: bool = False,                          # compute also what is there
+           ) -> list[Done]:                               # one a part, in their order
     "Compute the standard analyses into a run folder; parts that are there with the same settings and weights are kept"
     parts = (parts,) if isinstance(parts, str) else parts
     for p in parts: choose('part', p, STANDARD)
@@ -297,7 +323,8 @@ def _seen(s: Subject, name: str) -> int:
     if name == 'scores': return len(s.run.predictions['labels'])
     return min(len(s.images), dict(teacher=s.config.agreement_images, flatness=s.config.flatness_images, cloud=180).get(name, len(s.images)))
 
-def check_folder(folder: Path):
+def check_folder(folder: Path,     # made when it is not there
+                ):
     "Raise a `UserError` when nothing can be written to a folder, before minutes are spent on what goes there"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -324,7 +351,8 @@ def _one(s: Subject, folder: Path, name: str, same: dict, again: bool) -> Done:
     return Done(name, 'computed', seconds, seen, settings)
 
 # %% ../../nbs/analysis/60_analyse.ipynb #1356ad5c
-def analysis_table(done: Sequence[Done]) -> str:
+def analysis_table(done: Sequence[Done],     # from `analyse`
+                  ) -> str:
     "What was computed, from how many images, with which settings, for a terminal"
     rows = [('part', 'state', 'images', 'seconds', 'settings')]
     for d in done:

@@ -33,8 +33,10 @@ class Call:
     scale: float = 1.                # query · key is multiplied by it; usually 1/√d
     given: Tensor | None = None      # (B, H, N, N) weights, where the model writes them out
 
-    def scores(self, images: slice = slice(None), rows: slice = slice(None)) -> Tensor:
-        "What the softmax is taken of, (images, H, rows, N), float32"
+    def scores(self, images: slice = slice(None),     # of the batch
+               rows: slice = slice(None),             # queries
+              ) -> Tensor:                            # (images, H, rows, N) float32
+        "What the softmax is taken of; a call whose weights are `given` has none"
         query, key = self.query[images, :, rows].float() * self.scale, self.key[images].float().transpose(-2, -1)
         if torch.is_grad_enabled() or query.device.type != 'cpu' or len(query) == 1: scores = query @ key
         else:
@@ -43,8 +45,10 @@ class Call:
         if self.bias is None: return scores
         return scores + self.bias.expand(len(self.query), 1 if self.bias.dim() < 3 else -1, len(self.query[0, 0]), -1)[images, :, rows]
 
-    def weights(self, images: slice = slice(None), rows: slice = slice(None)) -> Tensor:
-        "Attention of some images' rows, (images, H, rows, N), float32; row = query"
+    def weights(self, images: slice = slice(None),     # of the batch
+                rows: slice = slice(None),             # queries
+               ) -> Tensor:                            # (images, H, rows, N) float32
+        "Attention of some images' rows; row = query"
         return self.scores(images, rows).softmax(-1) if self.given is None else self.given[images, :, rows].float()
 
 # %% ../../nbs/analysis/10_attention.ipynb #c91a3817
@@ -146,9 +150,13 @@ class Layout:
     patch: tuple[float, float]      # pixels of a patch down and across
 
     @property
-    def prefix(self) -> int: return len(self.tokens)
+    def prefix(self) -> int:
+        "How many tokens come before the patches"
+        return len(self.tokens)
     @property
-    def size(self) -> int: return self.prefix + self.grid[0] * self.grid[1]     # tokens in all
+    def size(self) -> int:
+        "N, how many tokens there are in all"
+        return self.prefix + self.grid[0] * self.grid[1]
 
 # %% ../../nbs/analysis/10_attention.ipynb #eaaceb45
 def _embedding(model: nn.Module) -> nn.Module:
@@ -185,7 +193,9 @@ def check_images(model: nn.Module,
     if images.device not in {p.device for p in weights}: raise UserError(f'the images are on {images.device} and the weights on {weights[0].device}: use images.to({str(weights[0].device)!r})')
 
 @contextmanager
-def taking(model: nn.Module, images: Tensor) -> Iterator[None]:
+def taking(model: nn.Module,
+           images: Tensor,     # (B, channels, height, width) that the model is given; the message tells their shape
+          ) -> Iterator[None]:
     "What PyTorch and timm say inside the block about images of a wrong size becomes a `UserError`"
     try: yield
     except (AssertionError, RuntimeError) as e:
@@ -235,7 +245,9 @@ class Attention:
     blocks: tuple[int, ...] | None = None       # numbers of the blocks in `maps`; None: all of them
 
     @property
-    def prefix(self) -> int: return len(self.tokens)
+    def prefix(self) -> int:
+        "How many tokens come before the patches"
+        return len(self.tokens)
 
 # %% ../../nbs/analysis/10_attention.ipynb #2fc10c54
 def _chosen(layout: Layout, blocks: Sequence[int] | None) -> tuple[int, ...]:
@@ -345,8 +357,8 @@ def head_numbers(model: nn.Module,
 
 # %% ../../nbs/analysis/10_attention.ipynb #618ae10b
 def stream_attention(model: nn.Module,
-                     batches: Iterable,          # image tensors, or tuples that begin with one
-                     **options,                  # of `head_numbers`
+                     batches: Iterable,     # image tensors (B, channels, height, width) normalised, or tuples that begin with one
+                     **options,             # of `head_numbers`: blocks, rows, reductions
                     ) -> Iterator[HeadNumbers]:
     "`head_numbers` of one batch after another"
     device = next(model.parameters()).device
@@ -365,7 +377,8 @@ class HeadMeans:
     layout: Layout
     blocks: tuple[int, ...]       # numbers of the blocks, from 0
 
-def attention_means(numbers: Iterable[HeadNumbers]) -> HeadMeans:
+def attention_means(numbers: Iterable[HeadNumbers],     # of one batch after another, made with reductions=True
+                   ) -> HeadMeans:
     "Means over all batches of `stream_attention`; raises `UserError` when there are none"
     count, rows, sums, squares, last = 0, 0., 0., 0., None
     for last in numbers:
@@ -391,16 +404,18 @@ def _place(attention: Attention, block: int) -> int:
     return here.index(block) if block >= 0 else block
 
 def block_map(attention: Attention,
-              token: str | int = 'cls',         # a name in `attention.tokens`, or a token's number
-              block: int = -1,                  # its number in the model, or from the end of those that are here
-              head: int | None = None,          # None: the mean over heads
+              token: str | int = 'cls',         # a name in `attention.tokens`, or a token's number (of all N, from 0)
+              block: int = -1,                  # its number in the model, from 0; negative: from the end of those that are here
+              head: int | None = None,          # number from 0, or from the end; None: the mean over heads
              ) -> np.ndarray:                   # (B, grid height, grid width); what the token keeps for prefix tokens is missing from the sum
     "Attention of one block from a token to the patches"
     rows, heads = attention.maps[:, _place(attention, block), :, _row(attention, token), attention.prefix:], attention.maps.shape[2]
     if head is not None and not -heads <= head < heads: raise UserError(f'no head {head}: there are heads 0 to {heads - 1}')
     return (rows.mean(1) if head is None else rows[:, head]).reshape(-1, *attention.grid)
 
-def rollout(attention: Attention, token: str | int = 'cls') -> np.ndarray:   # (B, grid height, grid width)
+def rollout(attention: Attention,
+            token: str | int = 'cls',     # a name in `attention.tokens`, or a token's number (of all N, from 0)
+           ) -> np.ndarray:               # (B, grid height, grid width)
     "Attention rollout from a token to the patches (Abnar and Zuidema 2020); raises `UserError` when a block between is missing"
     if attention.blocks and attention.blocks != tuple(range(len(attention.blocks))): raise UserError(f'rollout goes through all blocks, and here are only {attention.blocks}: take the attention of all')
     v = np.zeros((len(attention.maps), 1, attention.maps.shape[-1]))
@@ -410,7 +425,7 @@ def rollout(attention: Attention, token: str | int = 'cls') -> np.ndarray:   # (
 
 # %% ../../nbs/analysis/10_attention.ipynb #bd949b9b
 def mass_mask(maps: np.ndarray,          # (…, grid height, grid width), from 0 up
-              share: float = .6,         # of the sum of each map
+              share: float = .6,         # 0 to 1, of the sum of each map
              ) -> np.ndarray:            # (…, grid height, grid width) True inside
     "The patches that hold a share of a map, the largest first; the one that reaches the share is inside"
     flat = maps.reshape(*maps.shape[:-2], -1)

@@ -89,14 +89,14 @@ class Attribution:
 
 # %% ../../nbs/analysis/16_attribution.ipynb #98ab83e1
 def attribution(model: nn.Module,
-                images: Tensor,                    # (B, channels, height, width) normalised
-                method: str = 'integrated gradients',
-                target: Tensor | None = None,      # (B,) classes; None: what the head answers
-                head: str = 'avg',                 # 'avg', 'cls' or 'dist'
-                block: int = -1,                   # for methods on tokens: the block whose input is weighed
-                steps: int = 64,                   # of integrated gradients
-                quadrature: str = 'gausslegendre', # how these steps are placed, in captum's words
-                batch: int = 64,                   # images that go through the model at once
+                images: Tensor,                           # (B, channels, height, width) normalised
+                method: str = 'integrated gradients',     # one of `METHODS`, such as 'saliency', 'occlusion' or 'grad-cam'
+                target: Tensor | None = None,             # (B,) classes; None: what the head answers
+                head: str = 'avg',                        # whose logit: 'avg', 'cls' or 'dist'
+                block: int = -1,                          # for methods on tokens: the block whose input is weighed; number from 0, or from the end
+                steps: int = 64,                          # of integrated gradients; more are more exact
+                quadrature: str = 'gausslegendre',        # how these steps are placed, in captum's words, such as 'riemann_trapezoid'
+                batch: int = 64,                          # images at once through the model, at least B; of integrated gradients and occlusion
                ) -> Attribution:
     "Attribution of one logit by one of `METHODS`; the model is in evaluation mode meanwhile"
     how, layout = METHODS[choose('method', method, METHODS)], None
@@ -114,8 +114,9 @@ def attribution(model: nn.Module,
 
 # %% ../../nbs/analysis/16_attribution.ipynb #e7f7819f
 def available(model: nn.Module,
-              images: Tensor,        # (B, channels, height, width) normalised; the first is used
-              head: str = 'avg') -> dict[str, str]:     # method → '' when it can be had, otherwise why not
+              images: Tensor,         # (B, channels, height, width) normalised; the first is used
+              head: str = 'avg',      # 'avg', 'cls' or 'dist'
+             ) -> dict[str, str]:     # method → '' when it can be had, otherwise why not
     "Which methods work for a model, by trying each on one image"
     found = {}
     for name in METHODS:
@@ -124,7 +125,10 @@ def available(model: nn.Module,
         else: found[name] = ''
     return found
 
-def methods_table(model: nn.Module, images: Tensor, head: str = 'avg') -> str:
+def methods_table(model: nn.Module,
+                  images: Tensor,        # (B, channels, height, width) normalised; the first is used
+                  head: str = 'avg',     # 'avg', 'cls' or 'dist'
+                 ) -> str:
     "One line a method: what it is a map of, how many passes it takes, and whether it can be had"
     width = max(map(len, METHODS))
     return '\n'.join([f'{"method":{width}}  {"a map of":8}  {"passes":11}  here', *(

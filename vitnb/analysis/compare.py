@@ -17,9 +17,13 @@ __all__ = ['bootstrap_differences', 'mcnemar', 'Difference', 'compare_answers', 
            'SeedDifference', 'over_seeds']
 
 # %% ../../nbs/analysis/30_compare.ipynb #7f7ae6f0
-def bootstrap_differences(first: np.ndarray, second: np.ndarray,      # (N,) whether each image was answered rightly
-                          labels: np.ndarray, groups: Groups, samples: int = 2000, seed: int = 0,
-                         ) -> dict[str, np.ndarray]:                  # overall, head, mid, tail → (samples,) points, second − first; NaN with a class of a single image
+def bootstrap_differences(first: np.ndarray,             # (N,) whether the first answered each image rightly
+                          second: np.ndarray,            # (N,) whether the second did
+                          labels: np.ndarray,            # (N,) true classes
+                          groups: Groups,
+                          samples: int = 2000,           # how many resamples are drawn
+                          seed: int = 0,                 # of the drawing
+                         ) -> dict[str, np.ndarray]:     # overall, head, mid, tail → (samples,) points, second − first; NaN with a class of a single image
     "Differences in accuracy on resampled test images: paired, stratified by class, every class counting the same"
     random, present = np.random.default_rng(seed_of(seed, 'bootstrap')), np.unique(labels)
     change = np.asarray(second, dtype=int) - np.asarray(first, dtype=int)
@@ -32,7 +36,9 @@ def bootstrap_differences(first: np.ndarray, second: np.ndarray,      # (N,) whe
     return {name: drawn[np.isin(present, classes)].mean(0) if len(classes) else np.full(samples, np.nan) for name, classes in parts.items()}
 
 # %% ../../nbs/analysis/30_compare.ipynb #ae5d6249
-def mcnemar(only_first: int, only_second: int) -> float:
+def mcnemar(only_first: int,      # images that only the first gets right
+            only_second: int,     # images that only the second gets right
+           ) -> float:
     "Two-sided exact p-value of McNemar's test, from the images that only one of two networks gets right"
     n, k = only_first + only_second, min(only_first, only_second)
     log_factorial = np.concatenate([[0.], np.cumsum(np.log(np.arange(1, n + 1)))])
@@ -53,15 +59,23 @@ class Difference:
     single: int = 0        # classes with a single test image
 
     @property
-    def difference(self) -> float: return self.second - self.first      # in points
+    def difference(self) -> float:
+        "Second minus first, in points"
+        return self.second - self.first
     @property
-    def opposed(self) -> bool: return (self.only_second - self.only_first) * self.difference < 0      # counted by images it goes the other way
+    def opposed(self) -> bool:
+        "Whether the difference goes the other way when it is counted by images and not by classes"
+        return (self.only_second - self.only_first) * self.difference < 0
 
 # %% ../../nbs/analysis/30_compare.ipynb #0152a1cb
-def compare_answers(first: np.ndarray, second: np.ndarray,      # (N, C) logits of the same images
-                    labels: np.ndarray, groups: Groups,
-                    level: float = .95,                         # of the intervals, each for itself
-                    samples: int = 2000, seed: int = 0) -> dict[str, Difference]:
+def compare_answers(first: np.ndarray,       # (N, C) logits
+                    second: np.ndarray,      # (N, C) logits of the same images
+                    labels: np.ndarray,      # (N,) true classes
+                    groups: Groups,
+                    level: float = .95,      # of the intervals, each for itself; 0 to 1
+                    samples: int = 2000,     # resamples for the intervals
+                    seed: int = 0,           # of the resamples
+                   ) -> dict[str, Difference]:
     "Overall, head, mid, tail: the difference in accuracy, its bootstrap interval over images, and McNemar's test"
     first, second, labels = np.asarray(first), np.asarray(second), np.asarray(labels)
     if first.shape != second.shape or len(first) != len(labels):
@@ -79,7 +93,10 @@ def compare_answers(first: np.ndarray, second: np.ndarray,      # (N, C) logits 
     return {name: part(name, here) for name, here in inside.items()}
 
 # %% ../../nbs/analysis/30_compare.ipynb #c9d07103
-def comparison_table(differences: Mapping[str, Difference], first: str = 'first', second: str = 'second') -> str:
+def comparison_table(differences: Mapping[str, Difference],     # part of the classes → difference, from `compare_answers`
+                     first: str = 'first',                      # heading of the first answers
+                     second: str = 'second',                    # heading of the second
+                    ) -> str:
     "A comparison as aligned text for a terminal"
     rows = [('', first, second, 'difference', 'interval', f'only {first}', f'only {second}', 'p')]
     for name, d in differences.items():
@@ -95,8 +112,10 @@ def comparison_table(differences: Mapping[str, Difference], first: str = 'first'
 
 # %% ../../nbs/analysis/30_compare.ipynb #8cbfa949
 def compare_experts(first: Experts, second: Experts,
-                    first_head: str | None = None, second_head: str | None = None,     # by default the head whose answer counts
-                    **options) -> dict[str, Difference]:                               # of `compare_answers`
+                    first_head: str | None = None,      # a head of the first, such as 'cls'; None: the one whose answer counts
+                    second_head: str | None = None,     # a head of the second, likewise
+                    **options,                          # of `compare_answers`: level, samples, seed
+                   ) -> dict[str, Difference]:          # overall, head, mid, tail → difference
     "Two runs, or two heads of one, on the same test images; raises `UserError` when they are not the same"
     heads = first_head or first.answer, second_head or second.answer
     for e, h in zip((first, second), heads):
@@ -120,16 +139,21 @@ class SeedDifference:
     least_p: float                      # the smallest p that so many seeds can give
 
     @property
-    def least(self) -> float: return min(self.differences)
+    def least(self) -> float:
+        "The smallest difference, in points"
+        return min(self.differences)
     @property
-    def most(self) -> float: return max(self.differences)
+    def most(self) -> float:
+        "The largest difference, in points"
+        return max(self.differences)
 
     def __str__(self) -> str:
         return (f'{self.mean:+.1f} ± {self.std:.1f} points over {len(self.differences)} pairs, from {self.least:+.1f} to {self.most:+.1f} '
                 f'(holds the median with {self.coverage:.0%}); sign-flip p = {self.p:.2g}, at least {self.least_p:.2g} with so few')
 
 # %% ../../nbs/analysis/30_compare.ipynb #bdb9f45a
-def over_seeds(first: Sequence[float], second: Sequence[float],     # (n,) a score of each method, in the same order of seeds
+def over_seeds(first: Sequence[float],      # (n,) a score of one method in per cent, one a seed
+               second: Sequence[float],     # (n,) that of the other, in the same order of seeds
               ) -> SeedDifference:
     "Compare two methods over the same seeds, 2 to 16 of them"
     d = np.asarray(second, dtype=float) - np.asarray(first, dtype=float) if len(first) == len(second) else np.empty(0)

@@ -27,13 +27,16 @@ __all__ = ['PARTS', 'CHANGES', 'part_weights', 'weighted_mean', 'Diversity', 'di
 # %% ../../nbs/analysis/44_diversity.ipynb #b72e229c
 PARTS = ('overall', 'head', 'mid', 'tail')
 
-def part_weights(labels: np.ndarray, groups: Groups, num_classes: int) -> np.ndarray:    # (4, N) rows sum to 1, or are all 0
+def part_weights(labels: np.ndarray,     # (N,) true classes
+                 groups: Groups,
+                 num_classes: int,       # C
+                ) -> np.ndarray:         # (4, N) overall, head, mid, tail; rows sum to 1, or are all 0
     "Weights of the images overall and in head, mid and tail, every class counting the same"
     return np.stack([class_weights(labels, classes, num_classes) for classes in (range(num_classes), *(c for _, c in groups.items()))])
 
-def weighted_mean(values: np.ndarray,      # (…, N)
-                  weights: np.ndarray,     # (4, N)
-                 ) -> tuple[np.ndarray, np.ndarray]:    # (…, 4) means, and their half widths of 95 %
+def weighted_mean(values: np.ndarray,                    # (…, N)
+                  weights: np.ndarray,                   # (4, N) from `part_weights`
+                 ) -> tuple[np.ndarray, np.ndarray]:     # (…, 4) means, and their half widths of 95 %
     "Means over the images of each part; NaN for a part without images"
     known = weights.sum(1) > 0
     mean = np.where(known, values @ weights.T, np.nan)
@@ -52,7 +55,10 @@ class Diversity:
     tokens: tuple[str, str]           # the two tokens, such as 'cls' and 'dist'
 
 def diversity(model: nn.Module, images: ImageSet, view: View, groups: Groups,
-              first: str = 'cls', second: str = 'dist', **options) -> Diversity:      # options of `stream_tokens`
+              first: str = 'cls',       # a token before the patches: 'cls', 'dist', 'register 1', …
+              second: str = 'dist',     # another of them
+              **options,                # of `stream_tokens`, such as batch_size, points or indices
+             ) -> Diversity:
     "How different two prefix tokens are, after every block and by group"
     if (indices := options.pop('indices', None)) is not None: images = images.subset(indices)
     layout = layout_of(model, first_look(model, images, view))
@@ -74,16 +80,22 @@ def diversity(model: nn.Module, images: ImageSet, view: View, groups: Groups,
 
 # %% ../../nbs/analysis/44_diversity.ipynb #829b1498
 def diversity_over(checkpoints: Mapping[int, nn.Module | Callable[[], nn.Module]],     # epoch → network, or what loads it
-                   images: ImageSet, view: View, groups: Groups, **options) -> dict[int, Diversity]:
+                   images: ImageSet, view: View, groups: Groups,
+                   **options,                                                          # of `diversity`
+                  ) -> dict[int, Diversity]:
     "Diversity at several epochs, in their order"
     return {epoch: diversity(m if isinstance(m := checkpoints[epoch], nn.Module) else m(), images, view, groups, **options) for epoch in sorted(checkpoints)}
 
 # %% ../../nbs/analysis/44_diversity.ipynb #5c651828
 CHANGES = ('clean', 'weak', 'strong', 'mixed', 'resized')
 
-def changed(pixels: Tensor, labels: Tensor,       # (B, channels, H, W) uint8, (B,)
-            change: str, view: View, num_classes: int, *name,       # of the random numbers
-           ) -> tuple[Tensor, Tensor]:            # (B, channels, S, S) normalised, (B,) the class with the largest share
+def changed(pixels: Tensor,                # (B, channels, H, W) uint8
+            labels: Tensor,                # (B,) int64, true classes
+            change: str,                   # one of `CHANGES`
+            view: View,                    # how the model sees images
+            num_classes: int,              # C
+            *name,                         # of the random numbers, such as a seed and the number of the batch
+           ) -> tuple[Tensor, Tensor]:     # (B, channels, S, S) normalised, (B,) the class with the largest share; 'mixed' drops the last of an odd B
     "Images as `change` leaves them, and what they show"
     size, side = view.size, view.size or pixels.shape[-1]
     if choose('change', change, CHANGES) == 'clean': return view(pixels), labels
@@ -114,9 +126,15 @@ class Agreement:
     entropy: np.ndarray              # (V, 4) mean entropy of the teacher's answer in nats
     images: np.ndarray               # (V, 4) number of images in each part
 
-def teacher_agreement(student: nn.Module, teacher: nn.Module,      # teacher: of `any_teacher`, or a network for the same tensor
-                      images: ImageSet, view: View, groups: Groups,
-                      changes: Sequence[str] = CHANGES, batch_size: int = 128, seed: int = 0) -> Agreement:
+def teacher_agreement(student: nn.Module,
+                      teacher: nn.Module,                   # of `any_teacher`, or a network for the same tensor
+                      images: ImageSet,
+                      view: View,                           # how the student sees them
+                      groups: Groups,
+                      changes: Sequence[str] = CHANGES,     # some of `CHANGES`
+                      batch_size: int = 128,                # images at a time; mixed images are of one batch
+                      seed: int = 0,                        # of the order and of the changes
+                     ) -> Agreement:
     "Ask student and teacher about the same images, changed in several ways"
     for c in changes: choose('change', c, CHANGES)
     if not len(images): raise UserError('there are no images to ask about')

@@ -28,16 +28,25 @@ class Experts:
     groups: Groups
 
     @property
-    def answer(self) -> str: return list(self.logits)[-1]     # the head whose answer counts
+    def answer(self) -> str:
+        "The head whose answer counts"
+        return list(self.logits)[-1]
     @property
-    def tested(self) -> np.ndarray: return np.bincount(self.labels, minlength=len(self.counts))      # (C,) test images
+    def tested(self) -> np.ndarray:     # (C,)
+        "How many test images each class has"
+        return np.bincount(self.labels, minlength=len(self.counts))
     @property
-    def balanced(self) -> bool: return len(set(self.tested[self.tested > 0])) == 1      # equally many test images of each class: means over classes are shares of images
+    def balanced(self) -> bool:
+        "Whether every class that is tested has equally many test images: means over classes are then shares of images"
+        return len(set(self.tested[self.tested > 0])) == 1
 
 # %% ../../nbs/analysis/00_experts.ipynb #a9304de8
-def make_experts(labels: np.ndarray,
-                 logits: Mapping[str, np.ndarray],     # head → (N, C); the average follows from cls and dist
-                 counts: Sequence[int] | np.ndarray, class_names: Sequence[str], groups: Groups) -> Experts:
+def make_experts(labels: np.ndarray,                   # (N,) true classes
+                 logits: Mapping[str, np.ndarray],     # head → (N, C): 'cls' and 'dist', to which their average is added as 'avg', or 'out' alone
+                 counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
+                 class_names: Sequence[str],           # (C,)
+                 groups: Groups,
+                ) -> Experts:
     "Put answers and their accuracies together"
     logits = dict(logits)
     if 'dist' in logits: logits['avg'] = (logits['cls'] + logits['dist']) / 2
@@ -66,8 +75,10 @@ def load_validation(run: Run) -> Experts | None:
     return make_experts(saved['val_labels'], logits, data['counts'], data['class_names'], run.groups) if logits and 'val_labels' in saved else None
 
 # %% ../../nbs/analysis/00_experts.ipynb #508cd387
-def agreement(experts: Experts, first: str = 'cls', second: str = 'dist',     # heads
-             ) -> dict[str, dict[str, float]]:                                # overall, head, mid, tail → outcome → per cent
+def agreement(experts: Experts,
+              first: str = 'cls',                  # a head of the run: 'cls', 'dist' or 'avg'
+              second: str = 'dist',                # another of them
+             ) -> dict[str, dict[str, float]]:     # overall, head, mid, tail → 'both', the two heads' names, 'neither' → per cent
     "The share of each group that both heads get right, only one of them, or neither"
     a, b = (experts.logits[h].argmax(1) == experts.labels for h in (first, second))
     C, totals = len(experts.counts), experts.tested
@@ -78,9 +89,10 @@ def agreement(experts: Experts, first: str = 'cls', second: str = 'dist',     # 
 
 # %% ../../nbs/analysis/00_experts.ipynb #88e3d4fd
 def disagreements(experts: Experts,
-                  right: str = 'dist', wrong: str = 'cls',    # heads
-                  rarest_first: bool = True,                  # or the most common class first
-                 ) -> np.ndarray:                             # (n,) indices of test images
+                  right: str = 'dist',           # the head that gets them right: 'cls', 'dist' or 'avg'
+                  wrong: str = 'cls',            # the head that gets them wrong
+                  rarest_first: bool = True,     # the rarest class first; False: the most common
+                 ) -> np.ndarray:                # (n,) indices of test images
     "Test images that head `right` gets right and head `wrong` gets wrong; the surest answers first within a class"
     told = {h: experts.logits[h].argmax(1) for h in (right, wrong)}
     found = np.where((told[right] == experts.labels) & (told[wrong] != experts.labels))[0]
@@ -89,7 +101,10 @@ def disagreements(experts: Experts,
     size = np.argsort(by_size(experts.counts))[experts.labels[found]]       # place of the class, largest first
     return found[np.lexsort((-margin, -size if rarest_first else size))]
 
-def one_of_each(indices: Sequence[int] | np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:   # (at most number,)
+def one_of_each(indices: Sequence[int] | np.ndarray,     # numbers of images, those to prefer first
+                labels: np.ndarray,                      # (N,) true classes of all images
+                number: int,                             # images to return, at most
+               ) -> np.ndarray:                          # (at most number,)
     "The first index of each class, in the order given"
     indices = np.asarray(indices, dtype=int)
     _, first = np.unique(labels[indices], return_index=True)

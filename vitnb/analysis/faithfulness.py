@@ -37,7 +37,9 @@ def change_steps(maps: np.ndarray,               # (B, grid height, grid width),
 # %% ../../nbs/analysis/18_faithfulness.ipynb #520ca438
 BASELINES = ('zero', 'mean', 'blur')
 
-def baseline_images(images: Tensor, baseline: str | Tensor) -> Tensor:     # of the same shape
+def baseline_images(images: Tensor,             # (B, channels, height, width) normalised
+                    baseline: str | Tensor,     # 'zero' (the mean colour of the data set), 'mean' (that of each image), 'blur', or images
+                   ) -> Tensor:                 # of the same shape as the images
     "What stands where a part of an image is missing; an image given is used as it is"
     if isinstance(baseline, Tensor): return baseline.expand_as(images)
     choose('baseline', baseline, BASELINES)
@@ -87,10 +89,11 @@ def curves(model: nn.Module,
 
 # %% ../../nbs/analysis/18_faithfulness.ipynb #96689675
 def explanations(model: nn.Module,
-                 images: Tensor,                     # (B, channels, height, width) normalised
-                 head: str = 'avg',                  # 'avg', 'cls' or 'dist'
-                 target: Tensor | None = None,       # (B,) classes; None: what the head answers
-                 **options) -> dict[str, np.ndarray]:     # name → (B, grid height, grid width); options are those of `attribution`
+                 images: Tensor,                   # (B, channels, height, width) normalised
+                 head: str = 'avg',                # 'avg', 'cls' or 'dist'
+                 target: Tensor | None = None,     # (B,) classes; None: what the head answers
+                 **options,                        # of `attribution`: block, steps, quadrature, batch
+                ) -> dict[str, np.ndarray]:        # name → (B, grid height, grid width)
     "Every map there is for a head, on the grid of patches"
     layout = attention_layout(model, images)
     with torch.no_grad(), evaluating(model): target = check_target(target, answers(model, images, head))
@@ -115,13 +118,20 @@ class Faithfulness:
     settings: dict                                # head, baselines, number of random orders, seed
 
     @property
-    def images(self) -> int: return len(self.random['deletion'])
+    def images(self) -> int:
+        "How many images the areas are of"
+        return len(self.random['deletion'])
 
-def faithfulness(model: nn.Module, images: Tensor,
-                 maps: Mapping[str, np.ndarray],      # name → (B, grid height, grid width)
-                 head: str = 'avg', deletion: str = 'zero', insertion: str = 'blur',     # as in `curves`
-                 orders: int = 5, seed: int = 0,      # random orders to compare with
-                 batch: int = 256) -> Faithfulness:
+def faithfulness(model: nn.Module,
+                 images: Tensor,                     # (B, channels, height, width) normalised
+                 maps: Mapping[str, np.ndarray],     # name → (B, grid height, grid width)
+                 head: str = 'avg',                  # whose probability: 'avg', 'cls' or 'dist'
+                 deletion: str = 'zero',             # what deleted patches are replaced by: 'zero', 'mean' or 'blur'
+                 insertion: str = 'blur',            # what insertion starts from, likewise
+                 orders: int = 5,                    # how many random orders to compare with
+                 seed: int = 0,                      # of these orders
+                 batch: int = 256,                   # images that go through the model at once
+                ) -> Faithfulness:
     "Areas of every map, of every map upside down, and of random orders"
     if len(shapes := {np.shape(m) for m in maps.values()}) != 1: raise UserError(f'maps of {len(shapes)} shapes: give at least one map, and all on the same grid, or they are not changed in the same number of steps')
     def of(m): return curves(model, images, m, head, deletion, insertion, batch=batch).areas
@@ -130,7 +140,8 @@ def faithfulness(model: nn.Module, images: Tensor,
     return Faithfulness({n: of(m) for n, m in maps.items()}, {n: of(-m) for n, m in maps.items()}, {k: np.mean([d[k] for d in drawn], 0) for k in ('deletion', 'insertion')},
                         dict(head=head, deletion=deletion, insertion=insertion, orders=orders, seed=seed))
 
-def joined(parts: Sequence[Faithfulness]) -> Faithfulness:
+def joined(parts: Sequence[Faithfulness],     # at least one, each of other images
+          ) -> Faithfulness:
     "Several batches as one; raises `UserError` when they were made with other settings"
     if any(p.settings != parts[0].settings or p.areas.keys() != parts[0].areas.keys() for p in parts): raise UserError('these batches were made with different maps or settings: they cannot be joined')
     def join(get): return {k: np.concatenate([get(p)[k] for p in parts]) for k in ('deletion', 'insertion')}
@@ -146,15 +157,19 @@ class Gain:
     error: float             # its standard error
     inverted: float          # the gain of the map upside down; a faithful map has it well below 0
 
-def ranking(found: Faithfulness, at_least: int = 50) -> dict[str, Gain]:     # best first
+def ranking(found: Faithfulness,
+            at_least: int = 50,      # how many images it takes
+           ) -> dict[str, Gain]:     # map → gain, best first
     "Maps by their gain over a random order; raises `UserError` for fewer than `at_least` images"
     if found.images < at_least: raise UserError(f'{found.images} images are too few to rank maps, whose areas differ from image to image: take at least {at_least}')
     def gain(a): return found.random['deletion'] - a['deletion'] + a['insertion'] - found.random['insertion']
     rows = {n: Gain(a['deletion'].mean(), a['insertion'].mean(), gain(a).mean(), gain(a).std(ddof=1) / found.images ** .5, gain(found.inverted[n]).mean()) for n, a in found.areas.items()}
     return dict(sorted(rows.items(), key=lambda item: -item[1].gain))
 
-def ranking_table(found: Faithfulness, at_least: int = 50) -> str:
-    "The ranking as text"
+def ranking_table(found: Faithfulness,
+                  at_least: int = 50,     # how many images it takes
+                 ) -> str:
+    "The ranking as text; raises `UserError` for fewer than `at_least` images"
     rows, r = ranking(found, at_least), found.random
     lines = [f'{found.images} images; deletion to {found.settings["deletion"]}, insertion from {found.settings["insertion"]}', f'{"map":22}  deletion  insertion  gain over random   inverted']
     lines += [f'{n:22}  {g.deletion:8.3f}  {g.insertion:9.3f}  {g.gain:+7.3f} ± {g.error:.3f}  {g.inverted:+8.3f}' for n, g in rows.items()]

@@ -55,9 +55,10 @@ def shuffled_classes(labels: np.ndarray,      # (N,)
     "The images of one class after the other, in random order"
     for c in np.unique(labels): yield random.permutation(np.flatnonzero(labels == c))
 
-def sampled(labels: np.ndarray,               # (N,)
-            number: int | None,               # None: all
-            seed: int = 0) -> np.ndarray:     # (n,) numbers of images, rising
+def sampled(labels: np.ndarray,     # (N,)
+            number: int | None,     # None: all
+            seed: int = 0,          # of the choice
+           ) -> np.ndarray:         # (n,) numbers of images, rising
     "So many images, the same share of each class; all of them where there are fewer"
     labels = np.asarray(labels)
     if number is None or number >= len(labels): return np.arange(len(labels))
@@ -67,7 +68,9 @@ def sampled(labels: np.ndarray,               # (N,)
 
 # %% ../../nbs/analysis/38_features.ipynb #346f6cde
 @contextmanager
-def tapped(modules: Mapping[str, nn.Module], pick: Callable[[Any], Any] = lambda output: output) -> Iterator[dict[str, Any]]:
+def tapped(modules: Mapping[str, nn.Module],                       # name → module whose output is noted
+           pick: Callable[[Any], Any] = lambda output: output,     # called with each output, returns what is noted of it; by default all
+          ) -> Iterator[dict[str, Any]]:
     "Inside the block: name → what `pick` takes of a module's latest output"
     noted: dict[str, Any] = {}
     def note(name: str):
@@ -87,11 +90,14 @@ class TokenLayout:
     patches: int                     # number of patch tokens
     width: int                       # D
 
-    def place(self, kind: str) -> int:
+    def place(self, kind: str,     # 'cls', 'dist', 'register 1', …
+             ) -> int:             # from 0
         "The place of a prefix token"
         return self.prefix.index(choose('token', kind, (*self.prefix, 'patches', 'patch mean')))
 
-def layout_of(model: nn.Module, image: Tensor) -> TokenLayout:     # image: (1, channels, H, W) as the model sees it
+def layout_of(model: nn.Module,
+              image: Tensor,     # (1, channels, height, width) as the model sees it
+             ) -> TokenLayout:
     "Find out where a model's tokens are; raises `UserError` for a model without a sequence of tokens after every block"
     blocks = getattr(model, 'blocks', None)
     if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or not len(blocks):
@@ -120,12 +126,20 @@ class TokenBatch:
     tokens: dict[str, Tensor]       # kind → (points, B, k, D) float32; k is 1, or the number of patches sampled
     output: Any                     # what the model answered
 
-def patch_sample(places: Sequence[int], patches: int, number: int, seed: int = 0) -> Tensor:    # (B, number) int64
+def patch_sample(places: Sequence[int],     # (B,) numbers of the images in their set
+                 patches: int,              # how many each image has
+                 number: int,               # how many are wanted, at most all
+                 seed: int = 0,
+                ) -> Tensor:                # (B, number) int64
     "Which patches of each image are looked at; depends on the image's number only"
     return torch.stack([torch.randperm(patches, generator=generator(seed, 'patches', int(i)))[:number] for i in places])
 
-def pick_tokens(output: Tensor, layout: TokenLayout, kinds: Sequence[str], chosen: Tensor | None) -> dict[str, Tensor]:   # kind → (B, k, D)
-    "The wanted tokens of a block's output (B, N, D)"
+def pick_tokens(output: Tensor,            # (B, N, D)
+                layout: TokenLayout,
+                kinds: Sequence[str],      # prefix tokens by name, 'patches', 'patch mean'
+                chosen: Tensor | None,     # (B, k) numbers of the patches, for 'patches'; None where these are not wanted
+               ) -> dict[str, Tensor]:     # kind → (B, k, D) float32; k is 1 for all but 'patches'
+    "The wanted tokens of a block's output"
     output, start, picked = output.float(), len(layout.prefix), {}
     for kind in kinds:
         if kind == 'patches': picked[kind] = output[:, start:].gather(1, chosen[..., None].expand(-1, -1, layout.width))
@@ -138,7 +152,7 @@ def stream_tokens(model: nn.Module, images: ImageSet,
                   view: View,                                           # how the model sees them
                   kinds: Sequence[str] = ('cls', 'dist', 'patches'),    # prefix tokens by name, 'patches', 'patch mean'
                   patches: int = 8,                                     # sampled of each image
-                  batch_size: int = 64,
+                  batch_size: int = 64,                                 # images at a time
                   points: Sequence[str] | None = None,                  # after which blocks; None: all, and the final norm
                   indices: Sequence[int] | None = None,                 # which images, in this order; None: all
                   seed: int = 0,                                        # of the patches
@@ -167,8 +181,10 @@ def point_names(model: nn.Module, images: ImageSet, view: View) -> tuple[str, ..
     return tuple(layout_of(model, first_look(model, images, view)).points)
 
 # %% ../../nbs/analysis/38_features.ipynb #b4d1968e
-def collect_tokens(model: nn.Module, images: ImageSet, view: View, kinds: Sequence[str] = ('cls', 'dist', 'patch mean'),
-                   **options) -> dict[str, np.ndarray]:      # kind → (points, N, k, D); options of `stream_tokens`
+def collect_tokens(model: nn.Module, images: ImageSet, view: View,
+                   kinds: Sequence[str] = ('cls', 'dist', 'patch mean'),     # prefix tokens by name, 'patches', 'patch mean'
+                   **options,                                                # of `stream_tokens`
+                  ) -> dict[str, np.ndarray]:                                # kind → (points, N, k, D) float32; k is 1, or the number of patches sampled
     "All tokens of a small set of images at once"
     batches = [{k: v.cpu() for k, v in b.tokens.items()} for b in stream_tokens(model, images, view, kinds, **options)]
     return {k: torch.cat([b[k] for b in batches], 1).numpy() for k in kinds}

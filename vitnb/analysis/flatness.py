@@ -26,7 +26,11 @@ __all__ = ['RADII', 'Landscape', 'norm', 'inner', 'scaled', 'Sharpness', 'sam_sh
 # %% ../../nbs/analysis/46_flatness.ipynb #a451310f
 class Landscape:
     "The loss of a copy of a network on a sample of images, as a function of its weights"
-    def __init__(self, model: nn.Module, images: ImageSet, view: View, head: str | None = None, batch_size: int = 64):
+    def __init__(self, model: nn.Module, images: ImageSet,
+                 view: View,                  # how the model sees them
+                 head: str | None = None,     # whose answer: 'cls', 'dist', 'avg' or 'out'; None: the one that counts
+                 batch_size: int = 64,        # images at a time; the loss is the mean over all
+                ):
         if not len(images): raise UserError('there are no images to measure the loss on')
         if isinstance(model, AdaptedTeacher): raise UserError('a teacher from any_teacher only answers, and its batch norms are folded: measure the network itself (load_model, load_teacher)')
         self.model, self.images, self.view, self.head, self.batch_size = copy.deepcopy(model).float().eval().requires_grad_(True), images, view, head, batch_size
@@ -45,16 +49,23 @@ class Landscape:
             yield F.cross_entropy(self.scale * z, self.images.labels[some].to(device), reduction='sum') / len(self.images)
 
     @torch.no_grad()
-    def loss(self) -> float: return sum(float(part) for part in self.batches())
+    def loss(self) -> float:
+        "Mean cross-entropy of the images, in nats"
+        return sum(float(part) for part in self.batches())
 
-    def gradient(self) -> list[Tensor]: return _added(torch.autograd.grad(part, self.weights, allow_unused=True) for part in self.batches())
+    def gradient(self) -> list[Tensor]:     # like `weights`; None for a weight that the loss does not depend on
+        "The gradient of the loss"
+        return _added(torch.autograd.grad(part, self.weights, allow_unused=True) for part in self.batches())
 
-    def curvature(self, direction: Sequence[Tensor]) -> list[Tensor]:
+    def curvature(self, direction: Sequence[Tensor],     # a tensor for each of `weights`
+                 ) -> list[Tensor]:                      # like `weights`; None for a weight that has no part in it
         "The Hessian times a direction"
         with sdpa_kernel(SDPBackend.MATH): return _added(_hessian_times(part, self.weights, direction) for part in self.batches())      # the fused kernels have no second derivative
 
     @torch.no_grad()
-    def move(self, direction: Sequence[Tensor], distance: float):
+    def move(self, direction: Sequence[Tensor],     # a tensor for each of `weights`
+             distance: float,                       # what the direction is multiplied by
+            ):
         "Add a multiple of a direction to the weights"
         for w, d in zip(self.weights, direction): w.add_(d, alpha=distance)
 
@@ -81,7 +92,10 @@ def inner(a: Sequence[Tensor | None], b: Sequence[Tensor]) -> float:
     "Inner product of two lists of tensors"
     return sum(float((x * y).sum()) for x, y in zip(a, b) if x is not None)
 
-def scaled(tensors: Sequence[Tensor | None], like: Sequence[Tensor], length: float) -> list[Tensor]:
+def scaled(tensors: Sequence[Tensor | None],
+           like: Sequence[Tensor],     # tensors whose shapes the zeros have
+           length: float,              # of the whole list, as one vector
+          ) -> list[Tensor]:
     "The same list with this length; None becomes zero"
     now = norm(tensors) or 1.
     return [torch.zeros_like(w) if t is None else t.detach() * (length / now) for t, w in zip(tensors, like)]
@@ -96,14 +110,19 @@ class Sharpness:
     gradient: float           # length of the gradient there
     images: int               # how many the loss is the mean of
 
-    def within(self, rho: float) -> float:
+    def within(self, rho: float,     # only radii up to it count; 0 where there is none
+              ) -> float:
         "The largest rise up to a distance; 0 where the loss only falls"
         return max(0., float(self.rise[self.radii <= rho * (1 + 1e-9)].max(initial=0)))
 
 RADII = (.01, .02, .05, .1, .2, .5)
 
-def sam_sharpness(model: nn.Module, images: ImageSet, view: View, radii: Sequence[float] = RADII,
-                  head: str | None = None, batch_size: int = 64) -> Sharpness:
+def sam_sharpness(model: nn.Module, images: ImageSet,
+                  view: View,                         # how the model sees them
+                  radii: Sequence[float] = RADII,     # distances of the weights, each above 0
+                  head: str | None = None,            # whose answer: 'cls', 'dist', 'avg' or 'out'; None: the one that counts
+                  batch_size: int = 64,               # images at a time
+                 ) -> Sharpness:
     "The rise of the loss at several distances along the gradient"
     radii = np.sort(np.asarray(radii, dtype=float))
     if not len(radii) or radii[0] <= 0: raise UserError('radii must be positive distances, such as 0.05')
@@ -130,9 +149,14 @@ class Eigenvalue:
     converged: bool           # whether the quotient settled before the steps ran out
     images: int               # how many the loss is the mean of
 
-def largest_eigenvalue(model: nn.Module, images: ImageSet, view: View, steps: int = 50,
-                       tolerance: float = .01,          # stop when three steps change the value by less than this share
-                       head: str | None = None, batch_size: int = 64, seed: int = 0) -> Eigenvalue:
+def largest_eigenvalue(model: nn.Module, images: ImageSet,
+                       view: View,                      # how the model sees them
+                       steps: int = 50,                 # of a power iteration, at most; there is a second where the first finds a negative value
+                       tolerance: float = .01,          # stop when three steps change the value by less than this share of it
+                       head: str | None = None,         # whose answer: 'cls', 'dist', 'avg' or 'out'; None: the one that counts
+                       batch_size: int = 64,            # images at a time
+                       seed: int = 0,                   # of the direction at the start
+                      ) -> Eigenvalue:
     "Power iteration for the largest eigenvalue of the Hessian"
     land = Landscape(model, images, view, head, batch_size)
     found = power_iteration(land.curvature, land.weights, steps, tolerance, seed)
@@ -143,8 +167,10 @@ def largest_eigenvalue(model: nn.Module, images: ImageSet, view: View, steps: in
     return Eigenvalue(*found, len(images))
 
 def power_iteration(times: Callable[[Sequence[Tensor]], Sequence[Tensor | None]],      # a symmetric matrix times a list of tensors
-                    like: Sequence[Tensor],                                            # the shapes
-                    steps: int = 50, tolerance: float = .01, seed: int = 0,
+                    like: Sequence[Tensor],                                            # whose shapes the vectors have
+                    steps: int = 50,                                                   # how many at most
+                    tolerance: float = .01,                                            # stop when three steps change the value by less than this share
+                    seed: int = 0,                                                     # of the vector at the start
                    ) -> tuple[float, float, np.ndarray, bool]:                         # value, residual, (steps,) values, converged
     "The eigenvalue of largest size, from a seeded start"
     if steps < 1: raise UserError(f'steps={steps} must be at least 1')

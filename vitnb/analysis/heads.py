@@ -124,7 +124,8 @@ def _silenced(name: str, head: int):
     return hear
 
 # %% ../../nbs/analysis/12_heads.ipynb #d46e5ed9
-def ablated_logits(model: nn.Module, images: Tensor,
+def ablated_logits(model: nn.Module,
+                   images: Tensor,                          # (B, channels, height, width) normalised
                    blocks: Sequence[int] | None = None,     # numbers from 0, or from the end; None: all
                    head: str = 'avg',                       # whose answer: 'avg', 'cls' or 'dist'
                   ) -> tuple[Tensor, Tensor]:               # (B, C) intact, (blocks, H, B, C) with one head silenced
@@ -152,8 +153,10 @@ class HeadImportance:
     blocks: tuple[int, ...]      # numbers of the blocks, from 0
 
 def head_importance(model: nn.Module,
-                    batches: Iterable[tuple[Tensor, Tensor]],     # (images, labels)
-                    blocks: Sequence[int] | None = None, head: str = 'avg') -> HeadImportance:
+                    batches: Iterable[tuple[Tensor, Tensor]],     # (images (B, channels, height, width) normalised, labels (B,) int64)
+                    blocks: Sequence[int] | None = None,          # numbers from 0, or from the end; None: all
+                    head: str = 'avg',                            # whose answer: 'avg', 'cls' or 'dist'
+                   ) -> HeadImportance:
     "Silence one head after another over a data set; memory is that of one batch"
     device, count, sums = next(model.parameters()).device, 0, None
     for images, labels in batches:
@@ -182,8 +185,9 @@ def positional(model: nn.Module) -> dict[int, Positional]:       # by the number
     return {i: Positional(l.pos_proj(l.offsets).permute(2, 0, 1).float().softmax(-1).cpu().numpy(), l.gating_param.sigmoid().cpu().numpy() if l.merge == 'gate' else None) for i, l in layers.items()}
 
 def content_alone(row: np.ndarray,          # (H, patches) attention of one patch to the patches
-                  position: Positional,
-                  patch: int) -> np.ndarray:      # (H, patches)
+                  position: Positional,     # of the same block, from `positional`
+                  patch: int,               # the number of that patch, from 0; CLS, DIST and registers do not count
+                 ) -> np.ndarray:           # (H, patches)
     "The content part of the attention of one patch; raises `UserError` where it cannot be told apart"
     if position.gates is None: raise UserError('this block adds positions before the softmax, so position and content cannot be told apart')
     g = position.gates[:, None]

@@ -29,8 +29,10 @@ def energies(s: np.ndarray) -> np.ndarray:      # (…, k) singular values → t
     e = np.asarray(s, dtype=np.float64) ** 2
     return e / np.maximum(e.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
 
-def rank_at(s: np.ndarray, threshold: float = .99,     # (…, k), falling; share of the energy
-            between: bool = False) -> np.ndarray:      # (…); NaN where the spectrum is
+def rank_at(s: np.ndarray,              # (…, k) singular values, falling
+            threshold: float = .99,     # share of the energy, 0 to 1
+            between: bool = False,      # count the last direction by the fraction that is needed of it
+           ) -> np.ndarray:             # (…); NaN where the spectrum is
     "The least number of directions that hold that share; `between`: with its fraction, for error bars"
     cumulative = np.cumsum(energies(s), -1)
     k = np.minimum((cumulative < threshold * (1 - 1e-12)).sum(-1), cumulative.shape[-1] - 1)
@@ -39,33 +41,42 @@ def rank_at(s: np.ndarray, threshold: float = .99,     # (…, k), falling; shar
     step = np.take_along_axis(energies(s), k[..., None], -1)[..., 0]
     return k + np.clip((threshold - (at - step)) / np.maximum(step, 1e-300), 0, 1)
 
-def effective_rank(s: np.ndarray) -> np.ndarray:
+def effective_rank(s: np.ndarray) -> np.ndarray:     # (…, k) singular values, falling → (…)
     "exp of the entropy of the singular values (Roy and Vetterli 2007)"
     s = np.asarray(s, dtype=np.float64)
     p = s / np.maximum(s.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
     return np.where(s[..., 0] > 0, np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum(-1)), 0)
 
-def stable_rank(s: np.ndarray) -> np.ndarray:
+def stable_rank(s: np.ndarray) -> np.ndarray:     # (…, k) singular values, falling → (…)
     "Energy over that of the first direction"
     first = energies(s)[..., 0]
     return np.divide(1, first, out=np.zeros_like(first), where=first > 0)
 
-def participation_ratio(s: np.ndarray) -> np.ndarray:
+def participation_ratio(s: np.ndarray) -> np.ndarray:     # (…, k) singular values, falling → (…)
     "The square of the sum of energies over the sum of their squares"
     squares = (energies(s) ** 2).sum(-1)
     return np.divide(1, squares, out=np.zeros_like(squares), where=squares > 0)
 
-def numerical_rank(s: np.ndarray, tolerance: float) -> np.ndarray:
+def numerical_rank(s: np.ndarray,        # (…, k) singular values, falling
+                   tolerance: float,     # share of the largest
+                  ) -> np.ndarray:       # (…)
     "How many singular values are above `tolerance` times the largest"
     return (np.asarray(s) > np.asarray(s)[..., :1] * tolerance).sum(-1)
 
 # %% ../../nbs/analysis/40_rank.ipynb #3179b88d
-def measures_of(s: np.ndarray, threshold: float, tolerance: float, between: bool = False) -> dict[str, np.ndarray]:    # (…, k) → name → (…)
+def measures_of(s: np.ndarray,                 # (…, k) singular values, falling
+                threshold: float,              # share of the energy, for `rank`
+                tolerance: float,              # share of the largest singular value, for `numerical_rank`
+                between: bool = False,         # count the last direction of `rank` by the fraction that is needed of it
+               ) -> dict[str, np.ndarray]:     # measure → (…)
     "All of `MEASURES` from singular values in falling order"
     return dict(rank=rank_at(s, threshold, between), effective_rank=effective_rank(s), stable_rank=stable_rank(s),
                 participation_ratio=participation_ratio(s), numerical_rank=numerical_rank(s, tolerance))
 
-def matrix_ranks(matrix: np.ndarray, centred: bool = True, threshold: float = .99) -> dict[str, float]:
+def matrix_ranks(matrix: np.ndarray,         # (m, D)
+                 centred: bool = True,       # take the mean row away first
+                 threshold: float = .99,     # share of the energy, for `rank`
+                ) -> dict[str, float]:       # measure → value, and 'rows' → m
     "All measures of one small matrix (m, D), from its singular values; with its number of rows"
     matrix = np.asarray(matrix, dtype=np.float64)
     if centred: matrix = matrix - matrix.mean(0)
@@ -74,47 +85,57 @@ def matrix_ranks(matrix: np.ndarray, centred: bool = True, threshold: float = .9
     return {**{k: float(v) for k, v in found.items()}, 'rows': len(matrix)}
 
 # %% ../../nbs/analysis/40_rank.ipynb #22056548
-def unpack(packed: np.ndarray, width: int) -> np.ndarray:   # (D (D + 1) / 2,) → (D, D)
+def unpack(packed: np.ndarray,     # (D (D + 1) / 2,)
+           width: int,             # D
+          ) -> np.ndarray:         # (D, D)
     "A symmetric matrix from its upper half"
     full, upper = np.empty((width, width)), np.triu_indices(width)
     full[upper] = packed
     full.T[upper] = packed
     return full
 
-def spectrum(packed: np.ndarray,      # (D (D + 1) / 2,) upper half of ZᵀZ
-             total: np.ndarray,       # (D,) sum of the rows of Z
-             rows: int,               # m
-             centred: bool) -> np.ndarray:       # (D,) singular values of Z, falling
+def spectrum(packed: np.ndarray,     # (D (D + 1) / 2,) upper half of ZᵀZ
+             total: np.ndarray,      # (D,) sum of the rows of Z
+             rows: int,              # m, the number of rows
+             centred: bool,          # take the mean row away first
+            ) -> np.ndarray:         # (D,) singular values of Z, falling
     "Singular values of a matrix from sums over its rows"
     gram = unpack(packed, len(total))
     if centred and rows: gram -= np.outer(total, total / rows)
     return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
 
 # %% ../../nbs/analysis/40_rank.ipynb #ec8db98d
-def student_quantile(p: float, freedom: int) -> float:
+def student_quantile(p: float,         # probability of what lies below it, 0 to 1
+                     freedom: int,     # degrees of freedom, 3 or more
+                    ) -> float:
     "A quantile of Student's t distribution for 3 or more degrees of freedom (Cornish and Fisher's series)"
     z = NormalDist().inv_cdf(p)
     terms = z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return sum(t / freedom**i for i, t in enumerate(terms))
 
-def jackknife(without: np.ndarray,       # (K, …) the quantity without each of K parts of the images
-              level: float = .95) -> tuple[np.ndarray, np.ndarray]:    # half width of the band, mean without a part
+def jackknife(without: np.ndarray,                   # (K, …) the quantity without each of K parts of the images
+              level: float = .95,                    # of the band, 0 to 1
+             ) -> tuple[np.ndarray, np.ndarray]:     # half width of the band, mean without a part
     "The half width of a band around a quantity, from its values without each part"
     parts, mean = len(without), without.mean(0)
     error = np.sqrt((parts - 1) / parts * ((without - mean) ** 2).sum(0))
     return student_quantile((1 + level) / 2, parts - 1) * error, mean
 
 # %% ../../nbs/analysis/40_rank.ipynb #13f10fa3
-def groups_of(labels: np.ndarray, groups: Groups) -> np.ndarray:     # (N,) 0 head, 1 mid, 2 tail, 3 no group
+def groups_of(labels: np.ndarray,     # (N,) true classes
+              groups: Groups,
+             ) -> np.ndarray:         # (N,) 0 head, 1 mid, 2 tail, 3 no group
     "Which group the class of each image belongs to"
     group = np.full(len(labels), 3)
     for g, (_, classes) in enumerate(groups.items()): group[np.isin(labels, classes)] = g
     return group
 
-def deal(labels: np.ndarray,              # (N,)
-         groups: Groups | None, parts: int,
-         equal: bool = True,              # cut head, mid and tail to the same number of images
-         seed: int = 0) -> tuple[np.ndarray, np.ndarray]:      # (N,) group: 0 head, 1 mid, 2 tail, 3 no group; (N,) part
+def deal(labels: np.ndarray,                    # (N,) true classes
+         groups: Groups | None,                 # None: every image is in no group
+         parts: int,                            # how many random parts there are
+         equal: bool = True,                    # cut head, mid and tail to the same number of images
+         seed: int = 0,                         # of the parts, and of what is cut
+        ) -> tuple[np.ndarray, np.ndarray]:     # (N,) group: 0 head, 1 mid, 2 tail, 3 no group; (N,) part
     "Which group and which random part each image belongs to; parts have the same share of every class"
     labels, random = np.asarray(labels), np.random.default_rng(seed_of(seed, 'parts'))
     group, part, order = np.full(len(labels), 3), np.empty(len(labels), dtype=int), np.empty(len(labels))
@@ -149,15 +170,26 @@ class Ranks:
 # %% ../../nbs/analysis/40_rank.ipynb #48ebcf43
 class Sums:
     "Sums over tokens for every cell of images, kind and point: what spectra are made of"
-    def __init__(self, cells: int, kinds: int, points: int, width: int):
+    def __init__(self, cells: int,     # how many parts of the images are added up apart
+                 kinds: int,           # how many kinds of token there are
+                 points: int,          # after how many modules they are taken
+                 width: int,           # D, numbers of a token
+                ):
         self.packed, self.total = np.zeros((cells, kinds, points, width * (width + 1) // 2)), np.zeros((cells, kinds, points, width))
         self.rows, self.upper = np.zeros((cells, kinds), dtype=np.int64), torch.triu_indices(width, width)
 
     @staticmethod
-    def bytes(cells: int, kinds: int, width: int) -> int:     # of one point
+    def bytes(cells: int,     # how many parts of the images are added up apart
+              kinds: int,     # how many kinds of token
+              width: int,     # D, numbers of a token
+             ) -> int:
+        "How much memory the sums of one point take, in bytes"
         return 8 * cells * kinds * (width * (width + 1) // 2 + width)
 
-    def add(self, cell: int, kind: int, tokens: Tensor):      # (points, B, k, D)
+    def add(self, cell: int,     # its number, from 0
+            kind: int,           # its number, from 0
+            tokens: Tensor,      # (points, B, k, D)
+           ):
         "Count tokens of images of one cell"
         tokens = tokens.flatten(1, 2)
         if tokens.device.type == 'mps': tokens = tokens.cpu()           # it knows no float64
@@ -167,7 +199,11 @@ class Sums:
             self.total[cell, kind, p] += Z.sum(0).cpu().numpy()
         self.rows[cell, kind] += tokens.shape[1]
 
-    def spectrum(self, cells: Sequence[int] | np.ndarray, kind: int, point: int, centred: bool) -> np.ndarray:    # (D,)
+    def spectrum(self, cells: Sequence[int] | np.ndarray,     # numbers of the cells that are taken together
+                 kind: int,                                   # its number, from 0
+                 point: int,                                  # its number, from 0
+                 centred: bool,                               # take the mean token away first
+                ) -> np.ndarray:                              # (D,) falling
         "Singular values of the tokens of some cells"
         cells = list(cells)
         if not np.isfinite(self.total[cells, kind, point]).all(): raise UserError('some tokens are not numbers: the weights of this network are damaged, or its training diverged')
@@ -175,17 +211,19 @@ class Sums:
 
 # %% ../../nbs/analysis/40_rank.ipynb #5bccbbd5
 def ranks(model: nn.Module, images: ImageSet,
-          view: View,                                        # how the model sees them
-          groups: Groups | None = None,                      # None: all images only
-          kinds: Sequence[str] = ('cls', 'dist', 'patches'),
-          patches: int = 8,                                  # sampled of each image
-          centred: bool = True, threshold: float = .99,      # share of the variance, for `rank`
-          parts: int = 5,                                    # that the images are dealt into, for the band: at least 4; 0: no band
-          level: float = .95, equal: bool = True,            # cut head, mid and tail to the same number of images
-          memory: float = 150,                               # MB for the sums
-          batch_size: int | None = None,                     # images at a time; None: 16 on a CPU, 128 on a GPU
-          seed: int = 0,
-          what: str = 'ranks',                               # beside the progress bar; '': no bar
+          view: View,                                            # how the model sees them
+          groups: Groups | None = None,                          # None: all images only
+          kinds: Sequence[str] = ('cls', 'dist', 'patches'),     # prefix tokens by name, 'patches', 'patch mean'
+          patches: int = 8,                                      # sampled of each image
+          centred: bool = True,                                  # take the mean token away first
+          threshold: float = .99,                                # share of the variance, for `rank`
+          parts: int = 5,                                        # that the images are dealt into, for the band: at least 4; 0: no band
+          level: float = .95,                                    # of the band, 0 to 1
+          equal: bool = True,                                    # cut head, mid and tail to the same number of images
+          memory: float = 150,                                   # MB that the sums may take; what does not fit takes further passes over the images
+          batch_size: int | None = None,                         # images at a time; None: 16 on a CPU, 128 on a GPU
+          seed: int = 0,                                         # of the parts, of what is cut, and of the patches
+          what: str = 'ranks',                                   # beside the progress bar; '': no bar
          ) -> Ranks:
     "Spectra and ranks of tokens after every block, overall and for head, mid and tail images"
     if not 0 < threshold <= 1 or not 0 < level < 1: raise UserError(f'threshold={threshold} and level={level} must be between 0 and 1, such as 0.99 and 0.95')
@@ -264,11 +302,13 @@ class Cloud:
     group: np.ndarray           # (n,) 0 head, 1 mid, 2 tail, 3 no group
 
 def cloud(model: nn.Module, images: ImageSet,
-          view: View, groups: Groups | None = None,
-          kinds: Sequence[str] = ('cls', 'dist', 'patches'),
-          number: int = 180,            # images, the same share of each class
-          batch_size: int = 32, seed: int = 0,
-          what: str = 'cloud',          # beside the progress bar; '': no bar
+          view: View,                                            # how the model sees them
+          groups: Groups | None = None,                          # None: every image is in no group
+          kinds: Sequence[str] = ('cls', 'dist', 'patches'),     # prefix tokens by name, 'patches', 'patch mean'
+          number: int = 180,                                     # images, the same share of each class
+          batch_size: int = 32,                                  # images at a time
+          seed: int = 0,                                         # of the images and of their patches
+          what: str = 'cloud',                                   # beside the progress bar; '': no bar
          ) -> Cloud:
     "Where a few images lie along the first two components of their tokens"
     chosen = sampled(images.labels.numpy(), number, seed)

@@ -30,7 +30,8 @@ class AttentionGradients(Attention):
 def attention_gradients(model: nn.Module,
                         images: Tensor,                  # (B, channels, height, width) normalised
                         target: Tensor | None = None,    # (B,) classes; None: what the head answers
-                        head: str = 'avg') -> AttentionGradients:
+                        head: str = 'avg',               # whose logit: 'avg', 'cls' or 'dist'
+                       ) -> AttentionGradients:
     "Attention and the gradient of a logit, for all blocks"
     layout, heard = attention_layout(model, images), {}
     def hear(call):
@@ -55,8 +56,8 @@ def _down(steps: np.ndarray, attention: Attention, token: str | int) -> np.ndarr
     return v[:, 0, attention.prefix:].reshape(-1, *attention.grid)
 
 def gradient_rollout(found: AttentionGradients,
-                     token: str | int = 'cls',
-                     discard: float = 0.,            # share of the smallest entries of each map that is set to 0 first
+                     token: str | int = 'cls',       # a name in `found.tokens`, or a token's number (of all N, from 0)
+                     discard: float = 0.,            # 0 to 1: the share of the smallest entries of each map that is set to 0 first
                     ) -> np.ndarray:                 # (B, grid height, grid width)
     "Rollout of attention times its gradient, mean over heads, positive part (vit-explain's idea, repaired)"
     F = np.maximum((found.maps * found.gradients).mean(2), 0)
@@ -71,8 +72,8 @@ def gradient_rollout(found: AttentionGradients,
 
 # %% ../../nbs/analysis/14_relevance.ipynb #19e7d356
 def relevance(found: AttentionGradients,
-              token: str | int = 'cls',
-             ) -> np.ndarray:          # (B, grid height, grid width)
+              token: str | int = 'cls',     # a name in `found.tokens`, or a token's number (of all N, from 0)
+             ) -> np.ndarray:               # (B, grid height, grid width)
     "Relevance of the patches to a token's logit (Chefer, Gur and Wolf, ICCV 2021)"
     weighed = np.maximum(found.maps * found.gradients, 0).mean(2)
     return _down(np.eye(weighed.shape[-1]) + weighed, found, token)
@@ -126,9 +127,11 @@ def _plain(block: nn.Module) -> bool:
     return all(isinstance(m, nn.Identity) for m in (block.ls1, block.ls2, block.attn.q_norm, block.attn.k_norm, block.attn.norm, block.mlp.norm)) and getattr(block.attn, 'gate', None) is None
 
 # %% ../../nbs/analysis/14_relevance.ipynb #ae01d1f1
-def attention_relevance(model: nn.Module, images: Tensor,
-                        target: Tensor | None = None,    # (B,) classes; None: what the head answers
-                        head: str = 'avg') -> tuple[AttentionGradients, np.ndarray]:    # and (B, blocks, H, N, N) relevance of each attention map
+def attention_relevance(model: nn.Module,
+                        images: Tensor,                                # (B, channels, height, width) normalised, float32
+                        target: Tensor | None = None,                  # (B,) classes; None: what the head answers
+                        head: str = 'avg',                             # whose logit: 'avg', 'cls' or 'dist'
+                       ) -> tuple[AttentionGradients, np.ndarray]:     # and (B, blocks, H, N, N) relevance of each attention map
     "Attention, its gradient, and its relevance by layer-wise propagation; raises `UserError` for anything but timm's plain ViT and DeiT"
     found, layout = attention_gradients(model, images, target, head), attention_layout(model, images)
     if images.dtype != torch.float32: raise UserError(f'layer-wise propagation divides by small numbers and needs float32, not {images.dtype}: use model.float() and images.float()')
@@ -152,9 +155,10 @@ def attention_relevance(model: nn.Module, images: Tensor,
             of_maps.append(of_weights.cpu())
     return found, torch.stack(of_maps[::-1], 1).numpy()
 
-def propagated_relevance(found: AttentionGradients,
-                         relevances: np.ndarray,       # (B, blocks, H, N, N) from `attention_relevance`
-                         token: str | int = 'cls') -> np.ndarray:      # (B, grid height, grid width)
+def propagated_relevance(found: AttentionGradients,     # from `attention_relevance`
+                         relevances: np.ndarray,        # (B, blocks, H, N, N) from there too
+                         token: str | int = 'cls',      # a name in `found.tokens`, or a token's number (of all N, from 0)
+                        ) -> np.ndarray:                # (B, grid height, grid width)
     "Relevance of the patches to a token's logit (Chefer, Gur and Wolf, CVPR 2021); rows are not normalised, as in their code"
     weighed = np.maximum(found.gradients * relevances, 0).mean(2)
     return _down(np.eye(weighed.shape[-1]) + weighed, found, token)

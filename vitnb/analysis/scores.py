@@ -19,13 +19,13 @@ __all__ = ['TAUS', 'SHIFTS', 'MIXES', 'SHARES', 'FLOOR', 'log_softmax', 'softmax
            'macro_f1', 'score_intervals', 'ece_intervals', 'scores']
 
 # %% ../../nbs/analysis/20_scores.ipynb #523139b5
-def log_softmax(logits: np.ndarray) -> np.ndarray:     # (N, C), (N, C)
+def log_softmax(logits: np.ndarray) -> np.ndarray:     # (N, C) → (N, C)
     "Log-probabilities, safe for logits of any size"
     z = at_least_float32(logits)
     z = z - z.max(1, keepdims=True)
     return z - np.log(np.exp(z).sum(1, keepdims=True))
 
-def softmax(logits: np.ndarray) -> np.ndarray:         # (N, C), (N, C)
+def softmax(logits: np.ndarray) -> np.ndarray:         # (N, C) → (N, C)
     "Probabilities: every row sums to 1"
     return np.exp(log_softmax(logits))
 
@@ -62,7 +62,12 @@ class Curve:
 
 TAUS = tuple(np.linspace(0, 2, 21).round(2).tolist())
 
-def adjustment_curve(logits: np.ndarray, labels: np.ndarray, counts: Sequence[int] | np.ndarray, groups: Groups, taus: Sequence[float] = TAUS) -> Curve:
+def adjustment_curve(logits: np.ndarray,                     # (N, C)
+                     labels: np.ndarray,                     # (N,) true classes
+                     counts: Sequence[int] | np.ndarray,     # (C,) training images of each class
+                     groups: Groups,
+                     taus: Sequence[float] = TAUS,           # values of τ, as in `adjusted`
+                    ) -> Curve:
     "Overall, head, mid and tail accuracy after logit adjustment, for every τ"
     check_answers(logits, labels, groups)
     return _curve(taus, [group_accuracy(adjusted(logits, counts, tau), labels, groups) for tau in taus])
@@ -73,9 +78,10 @@ def _curve(values: Sequence[float], rows: Sequence[dict[str, float]]) -> Curve:
 
 # %% ../../nbs/analysis/20_scores.ipynb #ba6a282b
 def choose_tau(val_logits: np.ndarray,               # (N, C) on validation images
-               val_labels: np.ndarray,               # (N,)
+               val_labels: np.ndarray,               # (N,) true classes
                counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
-               taus: Sequence[float] = TAUS) -> float:
+               taus: Sequence[float] = TAUS,         # those to choose from, as in `adjusted`
+              ) -> float:
     "The τ with the best accuracy on validation images, every class counting the same; the smallest of several"
     C = np.shape(val_logits)[1]
     check_answers(val_logits, val_labels, everything := Groups(tuple(range(C)), (), (), 'all classes'))
@@ -87,11 +93,12 @@ def choose_tau(val_logits: np.ndarray,               # (N, C) on validation imag
 # %% ../../nbs/analysis/20_scores.ipynb #24ad247d
 SHIFTS = tuple(np.linspace(1, -1, 21).round(2).tolist())
 
-def prior_shift_curve(logits: np.ndarray, labels: np.ndarray,
+def prior_shift_curve(logits: np.ndarray,                   # (N, C)
+                      labels: np.ndarray,                   # (N,) true classes
                       counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
                       groups: Groups,
                       shifts: Sequence[float] = SHIFTS,     # 1: tested as trained, 0: every class alike, −1: reversed
-                      follow: bool = False,                 # adjust the logits to each shift
+                      follow: bool = False,                 # adjust the logits to each shift; False: they stay as they are
                      ) -> Curve:
     "Accuracy when classes are met with frequencies between those of training and equal ones, or beyond"
     check_answers(logits, labels, groups)
@@ -106,10 +113,11 @@ def prior_shift_curve(logits: np.ndarray, labels: np.ndarray,
 # %% ../../nbs/analysis/20_scores.ipynb #798e1df8
 MIXES = ('logits', 'probabilities')
 
-def mixed(cls: np.ndarray, dist: np.ndarray,     # (N, C) logits each
-          share: float,                          # of CLS, 0 to 1
-          of: str = 'logits',                    # what is mixed: 'logits' or 'probabilities'
-         ) -> np.ndarray:                        # (N, C); its softmax is the mixed answer
+def mixed(cls: np.ndarray,        # (N, C) logits
+          dist: np.ndarray,       # (N, C) logits
+          share: float,           # of CLS, 0 to 1
+          of: str = 'logits',     # what is mixed: 'logits' or 'probabilities'
+         ) -> np.ndarray:         # (N, C); its softmax is the mixed answer
     "One answer from two: a share of CLS and the rest of DIST"
     choose('mix', of, MIXES)
     if not 0 <= share <= 1: raise UserError(f'share={share} must be between 0 (DIST alone) and 1 (CLS alone)')
@@ -121,10 +129,13 @@ def mixed(cls: np.ndarray, dist: np.ndarray,     # (N, C) logits each
 # %% ../../nbs/analysis/20_scores.ipynb #60520918
 SHARES = tuple(np.linspace(0, 1, 21).round(2).tolist())
 
-def mixing_frontier(cls: np.ndarray, dist: np.ndarray,      # (N, C) logits each
-                    labels: np.ndarray, groups: Groups,
-                    shares: Sequence[float] = SHARES,       # of CLS
-                    of: str = 'logits') -> Curve:
+def mixing_frontier(cls: np.ndarray,                        # (N, C) logits
+                    dist: np.ndarray,                       # (N, C) logits
+                    labels: np.ndarray,                     # (N,) true classes
+                    groups: Groups,
+                    shares: Sequence[float] = SHARES,       # of CLS, each 0 to 1
+                    of: str = 'logits',                     # what is mixed: 'logits' or 'probabilities'
+                   ) -> Curve:
     "Accuracies for every share of CLS, the rest being DIST"
     for logits in (cls, dist): check_answers(logits, labels, groups)
     return _curve(shares, [group_accuracy(mixed(cls, dist, w, of), labels, groups) for w in shares])
@@ -149,7 +160,11 @@ class Reliability:
         return float((self.share * np.nan_to_num(self.confidence - self.accuracy)).sum()) if self.share.sum() else float('nan')
 
 # %% ../../nbs/analysis/20_scores.ipynb #fe3a096d
-def reliability(logits: np.ndarray, labels: np.ndarray, groups: Groups, bins: int = 15) -> dict[str, Reliability]:
+def reliability(logits: np.ndarray,             # (N, C)
+                labels: np.ndarray,             # (N,) true classes
+                groups: Groups,
+                bins: int = 15,                 # of equal width; confidence goes from 0 to 1
+               ) -> dict[str, Reliability]:     # overall, head, mid, tail → its bins
     "Calibration overall and of the images of head, mid and tail classes, every class counting the same"
     check_answers(logits, labels, groups)
     if bins < 1: raise UserError(f'bins={bins} must be at least 1')
@@ -162,14 +177,20 @@ def reliability(logits: np.ndarray, labels: np.ndarray, groups: Groups, bins: in
         with np.errstate(invalid='ignore', divide='ignore'): return Reliability(100 * sure / share, 100 * hit / share, share)
     return {name: part(classes) for name, classes in {'overall': range(p.shape[1]), **dict(groups.items())}.items()}
 
-def class_weights(labels: np.ndarray, classes: Sequence[int], num_classes: int) -> np.ndarray:     # (N,) sums to 1, or all 0
+def class_weights(labels: np.ndarray,         # (N,) true classes
+                  classes: Sequence[int],     # numbers of those that count
+                  num_classes: int,           # C
+                 ) -> np.ndarray:             # (N,) sums to 1, or all 0
     "Weights of the images of some classes, every class with images counting the same; 0 for other images"
     number = np.bincount(labels, minlength=num_classes)
     chosen = np.isin(np.arange(num_classes), list(classes)) & (number > 0)
     return (chosen / np.maximum(number, 1) / max(1, chosen.sum()))[labels]
 
 # %% ../../nbs/analysis/20_scores.ipynb #33296734
-def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, groups: Groups) -> dict[str, float]:
+def negative_log_likelihood(logits: np.ndarray,     # (N, C)
+                            labels: np.ndarray,     # (N,) true classes
+                            groups: Groups,
+                           ) -> dict[str, float]:
     "Overall, head, mid and tail: mean −log p of the true class in nats, every class counting the same; NaN without images"
     check_answers(logits, labels, groups)
     labels, C = np.asarray(labels), np.shape(logits)[1]
@@ -191,23 +212,30 @@ def class_summary(accuracy: np.ndarray,     # (C,) in per cent; NaN for a class 
                 harmonic_mean=float(1 / (1 / np.maximum(known, FLOOR)).mean()), head_tail_harmonic_mean=2 * head * tail / (head + tail) if head + tail else 0.)
 
 # %% ../../nbs/analysis/20_scores.ipynb #eab10502
-def class_f1(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:     # (C,) in per cent; NaN for a class without images
+def class_f1(logits: np.ndarray,     # (N, C)
+             labels: np.ndarray,     # (N,) true classes
+            ) -> np.ndarray:         # (C,) in per cent; NaN for a class without images
     "F1 of each class in per cent"
     labels, C = np.asarray(labels), np.shape(logits)[1]
     told = np.asarray(logits).argmax(1)
     right, called, present = (np.bincount(y, minlength=C) for y in (labels[told == labels], told, labels))
     return np.where(present > 0, 200 * right / np.maximum(called + present, 1), np.nan)
 
-def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
+def macro_f1(logits: np.ndarray,     # (N, C)
+             labels: np.ndarray,     # (N,) true classes
+            ) -> float:
     "Mean F1 over the classes that have images, in per cent"
     return float(np.nanmean(class_f1(logits, labels)))
 
 # %% ../../nbs/analysis/20_scores.ipynb #625f9ea4
-def score_intervals(score: Callable[[np.ndarray, np.ndarray], Mapping[str, float]],   # (logits, labels) → numbers by name
-                    logits: np.ndarray, labels: np.ndarray,
-                    level: float = .95, samples: int = 300, seed: int = 0,
-                    groups: Groups | None = None,                                      # whose names say which classes a score is about; None: all
-                   ) -> dict[str, tuple[float, float]]:                                # name → bounds; NaN where the score is, or with a class of one image
+def score_intervals(score: Callable[[np.ndarray, np.ndarray], Mapping[str, float]],     # (logits, labels) → numbers by name, also of resamples
+                    logits: np.ndarray,                                                 # (N, C)
+                    labels: np.ndarray,                                                 # (N,) true classes
+                    level: float = .95,                                                 # of the intervals, 0 to 1
+                    samples: int = 300,                                                 # how many resamples are drawn
+                    seed: int = 0,                                                      # of the drawing
+                    groups: Groups | None = None,                                       # whose names say which classes a score is about; None: all
+                   ) -> dict[str, tuple[float, float]]:                                 # name → bounds; NaN where the score is, or with a class of one image
     "Intervals of any scores from resampled images, drawn within each class"
     if not 0 < level < 1: raise UserError(f'level={level} must be between 0 and 1, such as 0.95')
     logits, labels, random = np.asarray(logits), np.asarray(labels), np.random.default_rng(seed_of(seed, 'score intervals'))
@@ -228,7 +256,11 @@ def _single(name: str, labels: np.ndarray, groups: Groups | None) -> bool:
     single = np.flatnonzero(np.bincount(labels) == 1)
     return bool(len(single if about is None else np.intersect1d(single, about)))
 
-def ece_intervals(logits: np.ndarray, labels: np.ndarray, groups: Groups, **options) -> dict[str, tuple[float, float]]:   # in points, not below 0
+def ece_intervals(logits: np.ndarray,                     # (N, C)
+                  labels: np.ndarray,                     # (N,) true classes
+                  groups: Groups,
+                  **options,                              # of `score_intervals`: level, samples, seed
+                 ) -> dict[str, tuple[float, float]]:     # overall, head, mid, tail → bounds in points, not below 0
     "Intervals of the calibration error overall and by group"
     found = score_intervals(lambda z, y: {p: r.ece for p, r in reliability(z, y, groups).items()}, logits, labels, groups=groups, **options)
     return {part: tuple(max(0., b) if b == b else b for b in bounds) for part, bounds in found.items()}

@@ -21,23 +21,26 @@ __all__ = ['TOKEN_ROWS', 'similarities', 'hsic', 'cka_ratio', 'Layers', 'token_l
            'similarity', 'nearest_of_class']
 
 # %% ../../nbs/analysis/42_similarity.ipynb #9f346ab7
-def similarities(rows: Tensor) -> Tensor:      # (b, D) → (b, b) float64, its diagonal zero
+def similarities(rows: Tensor) -> Tensor:      # (b, …) → (b, b) float64, its diagonal zero
     "Which images a layer finds similar"
     rows = rows.flatten(1)
     if rows.device.type == 'mps': rows = rows.cpu()        # it knows no float64
     rows = rows.double()
     return (rows @ rows.T).fill_diagonal_(0)
 
-def hsic(first: Tensor, second: Tensor) -> Tensor:     # (…, b, b) each, zero diagonals → (…)
+def hsic(first: Tensor,      # (…, b, b) from `similarities`, b at least 4
+         second: Tensor,     # (…, b, b) likewise, of the same images
+        ) -> Tensor:         # (…)
     "HSIC₁ of pairs of similarity matrices"
     b = first.shape[-1]
     k, l = first.sum(-1), second.sum(-1)
     same = (first * second).sum((-2, -1))
     return (same + k.sum(-1) * l.sum(-1) / ((b - 1) * (b - 2)) - 2 / (b - 2) * (k * l).sum(-1)) / (b * (b - 3))
 
-def cka_ratio(cross: np.ndarray,                              # (T, A, B) HSIC₁ of every batch and pair of layers
-              first: np.ndarray, second: np.ndarray,          # (T, A), (T, B) of each layer with itself
-             ) -> np.ndarray:                                 # (A, B); may be negative
+def cka_ratio(cross: np.ndarray,      # (T, A, B) HSIC₁ of every batch and pair of layers
+              first: np.ndarray,      # (T, A) of each layer of the first network with itself
+              second: np.ndarray,     # (T, B) likewise of the second
+             ) -> np.ndarray:         # (A, B); may be negative; NaN where a layer tells no images apart
     "CKA from the batches' HSIC₁: added up, then divided"
     scale = np.sqrt(np.maximum(first.sum(0), 0))[:, None] * np.sqrt(np.maximum(second.sum(0), 0))
     return np.divide(cross.sum(0), scale, out=np.full(cross.shape[1:], np.nan), where=scale > 0)
@@ -54,8 +57,10 @@ class Layers:
 
 TOKEN_ROWS = ('all tokens', 'patch mean')
 
-def token_layers(model: nn.Module, images: ImageSet, view: View,
-                 kind: str = 'cls',           # a prefix token, 'patch mean' or 'all tokens'
+def token_layers(model: nn.Module,
+                 images: ImageSet,      # the first is used, to find the tokens
+                 view: View,
+                 kind: str = 'cls',     # a prefix token such as 'cls' or 'dist', 'patch mean' or 'all tokens'
                 ) -> Layers:
     "The tokens of a ViT after every block"
     layout = layout_of(model, first_look(model, images, view))
@@ -77,9 +82,10 @@ def stages_of(model: nn.Module) -> dict[str, nn.Module]:
         raise UserError(f'{type(inner).__name__} has no layer1, stages or blocks: name the modules to look behind, of {", ".join(names)}')
     return found
 
-def stage_layers(model: nn.Module, view: View,
-                 pool: str = 'mean',                          # 'mean' over the picture, or 'all' of it
-                 names: Sequence[str] | None = None,          # modules by their names in the model; None: its stages
+def stage_layers(model: nn.Module,
+                 view: View,                             # how the model sees images
+                 pool: str = 'mean',                     # 'mean' over the picture, or 'all' of it
+                 names: Sequence[str] | None = None,     # modules by their names in the model; None: its stages
                 ) -> Layers:
     "The stages of any network; a stage that puts out tokens is averaged over them"
     choose('pool', pool, ('mean', 'all'))
@@ -100,8 +106,11 @@ class Similarity:
     batch_size: int               # how many were compared at a time
     what: tuple[str, str]         # what is compared of each network
 
-def similarity(first: Layers, second: Layers, images: ImageSet, batch_size: int = 64,
-               seed: int | None = 0,             # of the order of the images; None: as they are
+def similarity(first: Layers,            # of one network
+               second: Layers,           # of another, or the same `Layers` once more: a network with itself
+               images: ImageSet,
+               batch_size: int = 64,     # images compared at a time, at least 4; what does not fill a batch is left out
+               seed: int | None = 0,     # of the order of the images; None: as they are
               ) -> Similarity:
     "CKA without bias between the layers of two networks, or of one network with itself, on the same images"
     if batch_size < 4: raise UserError(f'batch_size={batch_size}: unbiased CKA takes at least 4 images a batch')
