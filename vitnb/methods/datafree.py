@@ -38,7 +38,8 @@ def batch_norms(network: nn.Module) -> list[nn.Module]:
                     'so there is nothing to make images from: use a CNN as it was trained')
 
 @contextmanager
-def listening(network: nn.Module) -> Iterator[list[Tensor]]:
+def listening(network: nn.Module,            # in evaluation mode, otherwise a `UserError` is raised
+             ) -> Iterator[list[Tensor]]:    # of scalars
     "Inside the block: after each forward pass the list holds every batch normalisation's distance to its memory, in order of use"
     layers, distances, hooks = batch_norms(network), [], []
     if any(m.training for m in network.modules()): raise UserError('the network is in training mode, in which batch normalisations follow the made images: call .eval() first')
@@ -60,12 +61,17 @@ def total_variations(images: Tensor) -> tuple[Tensor, Tensor]:      # (B, channe
     differences = x[..., :, :-1] - x[..., :, 1:], x[..., :-1, :] - x[..., 1:, :], x[..., 1:, :-1] - x[..., :-1, 1:], x[..., :-1, :-1] - x[..., 1:, 1:]
     return sum(d.abs().mean() for d in differences), sum(d.norm() for d in differences)
 
-def size_of_images(images: Tensor, of: str = 'image') -> Tensor:
+def size_of_images(images: Tensor,         # (B, channels, H, W)
+                   of: str = 'image',      # image, or batch
+                  ) -> Tensor:             # scalar
     "The norm of the pixels: the mean over images (DeepInversion for ImageNet), or of the whole batch (for CIFAR)"
     return images.flatten(1).norm(dim=1).mean() if choose('l2_of', of, ('image', 'batch')) == 'image' else images.norm()
 
 # %% ../../nbs/methods/52_datafree.ipynb #f9d240ca
-def js_divergence(a: Tensor, b: Tensor, temperature: float = 3.) -> Tensor:      # logits (B, C) each; nats, at most ln 2
+def js_divergence(a: Tensor,                  # (B, C) logits
+                  b: Tensor,                  # (B, C) logits
+                  temperature: float = 3.,    # by which both are divided
+                 ) -> Tensor:                 # scalar, in nats, at most ln 2
     "The Jensen–Shannon divergence of two answers, mean over images"
     p, q = ((z.float() / temperature).log_softmax(1) for z in (a, b))
     m = torch.logaddexp(p, q) - math.log(2)
@@ -76,7 +82,10 @@ def _js_of_the_public_code(a: Tensor, b: Tensor, temperature: float = 3.) -> Ten
     p, q, m = (v.clamp(.01, .99) for v in (p, q, (p + q) / 2))
     return .5 * (F.kl_div(p.log(), m, reduction='batchmean') + F.kl_div(q.log(), m, reduction='batchmean'))
 
-def competition(student: Tensor, teacher: Tensor, form: str = 'right') -> Tensor:      # logits (B, C) each
+def competition(student: Tensor,         # (B, C) logits
+                teacher: Tensor,         # (B, C) logits
+                form: str = 'right',     # right, or public code
+               ) -> Tensor:              # scalar, 0 to 1
     "Small where the student disagrees with the teacher; `form='public code'` repeats the mistakes of the official one"
     if choose('form of competition', form, ('right', 'public code')) == 'right': return 1 - js_divergence(student, teacher)
     return 1 - _js_of_the_public_code(student, teacher).clamp(0, 1)
@@ -85,7 +94,8 @@ def competition(student: Tensor, teacher: Tensor, form: str = 'right') -> Tensor
 def variety_loss(features: Tensor,            # (B, D) last features of the teacher
                  labels: Tensor,              # (B,)
                  kind: str = 'bounded',       # bounded, free or all
-                 margin: float = .1) -> Tensor:
+                 margin: float = .1,          # m, how far from another class it stops; bounded only, of features of length 1
+                ) -> Tensor:                  # scalar
     "How much images of a class are alike (ours); raises `UserError` for a batch in which an image has no other of its class"
     choose('variety', kind, ('bounded', 'free', 'all'))
     f = F.normalize(features.float(), dim=1)
@@ -172,10 +182,13 @@ def classifier(network: nn.Module) -> nn.Module:
     if not found: raise UserError(f'{type(network).__name__} ends in no linear layer, so it has no last features: use variety none')
     return found[-1]
 
-def terms(network: nn.Module, distances: list[Tensor],       # of `listening`
-          images: Tensor, labels: Tensor, config: InversionConfig,
-          student: Callable[[Tensor], Tensor] | None = None,      # (B, channels, H, W) → logits
-          ) -> dict[str, Tensor]:                               # each weighted; 'loss' is their sum
+def terms(network: nn.Module,
+          distances: list[Tensor],                              # of `listening` to this network
+          images: Tensor,                                       # (B, channels, H, W) in the network's normalisation
+          labels: Tensor,                                       # (B,) what they are to be
+          config: InversionConfig,                              # of which `bn=None` counts as 1 here
+          student: Callable[[Tensor], Tensor] | None = None,    # (B, channels, H, W) → logits; needed where `compete` is not 0
+         ) -> dict[str, Tensor]:                                # each weighted; 'loss' is their sum
     "Everything that a batch of made images is asked for"
     features, head, c = [], classifier(network) if config.variety != 'none' or config.logit_scale is None else None, config
     hook = head and head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].flatten(1)))
@@ -190,46 +203,57 @@ def terms(network: nn.Module, distances: list[Tensor],       # of `listening`
     return dict(found, loss=sum(found.values()))
 
 # %% ../../nbs/methods/52_datafree.ipynb #8132bbde
-def rate_of(config: InversionConfig, step: int, steps: int) -> float:
+def rate_of(config: InversionConfig,
+            step: int,      # from 0, within its stage
+            steps: int,     # of that stage
+           ) -> float:
     "The learning rate of a step of a stage"
     if choose('lr_schedule', config.lr_schedule, ('constant', 'cosine')) == 'constant': return config.lr
     if step < config.warmup_steps: return config.lr * (step + 1) / config.warmup_steps
     return config.lr * .5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / (steps - config.warmup_steps)))
 
-def shift_and_flip(config: InversionConfig, batch: int, step: int, half: bool) -> tuple[int, int, bool]:     # down, right, mirrored
+def shift_and_flip(config: InversionConfig,
+                   batch: int,      # its number
+                   step: int,       # from 0, through both stages
+                   half: bool,      # at half size, with half of the shift
+                  ) -> tuple[int, int, bool]:     # pixels down, pixels to the right, mirrored
     "What is done to the whole batch in a step"
     reach, random = config.jitter // (2 if half else 1), generator(config.seed, 'inversion', batch, step)
     down, right = torch.randint(-reach, reach + 1, (2,), generator=random).tolist()
     return down, right, config.flip and bool(torch.rand((), generator=random) < .5)
 
-def clipped(images: Tensor, mean, std) -> Tensor:
+def clipped(images: Tensor,      # (B, channels, H, W) normalised
+            mean, std,           # each (channels,), of pixels from 0 to 1
+           ) -> Tensor:
     "Normalised images whose pixels are between black and white"
     low, high = (((v - torch.tensor(mean)) / torch.tensor(std)).float().view(1, -1, 1, 1).to(images.device) for v in (0., 1.))
     return torch.minimum(torch.maximum(images, low), high)
 
 # %% ../../nbs/methods/52_datafree.ipynb #eb41cc6b
-def check_competition(config: InversionConfig, student):
+def check_competition(config: InversionConfig, student):      # None: nobody
     "Raise a `UserError` for a competition with nobody"
     choose('compete_form', config.compete_form, ('right', 'public code'))
     if config.compete and student is None: raise UserError(f'compete={config.compete} needs a student to compete with: give one, or leave compete at 0')
 
 @torch.no_grad()
-def memory_of(network: nn.Module, distances: list[Tensor], images: Tensor, first_bn: float = 1.) -> float:
+def memory_of(network: nn.Module, distances: list[Tensor],      # of `listening` to this network
+              images: Tensor,                                   # (B, channels, H, W) in the network's normalisation
+              first_bn: float = 1.) -> float:                   # weight of the first of them; the others weigh 1
     "The weighted sum of the distances to the memories, for some images"
     network(images)
     return float(sum(w * d for w, d in zip([first_bn] + [1.] * len(distances), distances)))
 
-def invert(network: nn.Module,
+def invert(network: nn.Module,                # in evaluation mode; its weights stay as they are
            labels: Tensor,                    # (B,) what the images are to be
            start: Tensor,                     # (B, channels, H, W) noise; left as it is
            config: InversionConfig = InversionConfig(),
-           mean_std=None,                     # of the network's images, for clipping
+           mean_std=None,                     # of the network's images, for clipping; None: they are not clipped
            student: Callable[[Tensor], Tensor] | None = None,  # to compete with; it gets the network's tensor
            batch: int = 0,                    # its number, for the random shifts
            moves: Callable[[int, bool], tuple[int, int, bool]] | None = None,      # (step, half) → shift and flip; None: random
-           on_step: Callable[[int, Tensor, dict[str, Tensor]], None] = lambda step, images, terms: None,
+           on_step: Callable[[int, Tensor, dict[str, Tensor]], None] = lambda step, images, terms: None,     # called after each step, with what `terms` gave
           ) -> Tensor:                        # (B, channels, H, W) in the network's normalisation
-    "Make images of given classes from noise"
+    "Make images of given classes from noise; raises `UserError` for settings that cannot be"
     check_limits(config)
     check_competition(config, student)
     moves, images = moves or (lambda step, half: shift_and_flip(config, batch, step, half)), start.clone().requires_grad_()
@@ -256,7 +280,9 @@ def invert(network: nn.Module,
     return images.detach()
 
 # %% ../../nbs/methods/52_datafree.ipynb #801c94a7
-def as_pixels(images: Tensor, mean, std) -> Tensor:      # (B, channels, H, W) normalised → uint8
+def as_pixels(images: Tensor,      # (B, channels, H, W) normalised
+              mean, std,           # each (channels,), of pixels from 0 to 1
+             ) -> Tensor:          # (B, channels, H, W) uint8, on the CPU
     "What a picture file holds"
     mean, std = (torch.tensor(v).float().view(1, -1, 1, 1).to(images.device) for v in (mean, std))
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
@@ -266,7 +292,8 @@ def as_picture(pixels: Tensor) -> Image.Image:     # (channels, H, W) uint8
     return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())
 
 def grid_of(pixels: Tensor,             # (B, channels, H, W) uint8
-            columns: int = 10) -> Image.Image:
+            columns: int = 10,          # images in a row
+           ) -> Image.Image:
     "Many images side by side, in order"
     rows = math.ceil(len(pixels) / columns)
     filled = torch.cat([pixels, pixels.new_full((rows * columns - len(pixels), *pixels.shape[1:]), 255)])
@@ -283,9 +310,11 @@ def _plans(num_classes: int, per_class: int, batch_size: int, least: int, classe
         if num_classes // turns >= classes: found.append((rounds * turns, turns, rounds))
     return found
 
-def batch_labels(num_classes: int, per_class: int,
-                 batch_size: int, least: int = 2,      # images of a class in a batch
-                ) -> list[Tensor]:                     # (n,) class numbers of each batch
+def batch_labels(num_classes: int,
+                 per_class: int,       # images of each class, in all batches together
+                 batch_size: int,      # images of a batch, at most
+                 least: int = 2,       # images of a class in a batch, at least; 1 does without variety
+                ) -> list[Tensor]:     # (n,) class numbers of each batch
     "Which classes each batch makes; raises `UserError` when a class cannot have enough images in a batch"
     plans = _plans(num_classes, per_class, batch_size, least, 2)
     if not plans and least == 1: plans = _plans(num_classes, per_class, batch_size, least, 1)      # without variety, a class may be alone
@@ -309,9 +338,14 @@ class Making:
     student: AdaptedTeacher | None = None  # to compete with
 
     @property
-    def channels(self) -> int: return _channels(self.source)
+    def channels(self) -> int:
+        "Of the images: 1 grey, 3 colour"
+        return _channels(self.source)
+
     @cached_property
-    def batches(self) -> list[Tensor]: return planned(self.about)
+    def batches(self) -> list[Tensor]:      # (n,) class numbers of each batch
+        "What is to be made, as `planned` says"
+        return planned(self.about)
 
 def _channels(source: Source) -> int: return next(m.in_channels for m in source.network.modules() if isinstance(m, nn.Conv2d))
 
@@ -320,16 +354,25 @@ def planned(about: dict) -> list[Tensor]:      # (n,) class numbers of each batc
     s = about['settings']
     return batch_labels(len(about['class_names']), s['per_class'], s['batch_size'], 1 if s['variety'] == 'none' else 2)
 
-def pictures_of(folder: Path, about: dict, b: int, labels: Tensor) -> list[Path]:
+def pictures_of(folder: Path,
+                about: dict,        # what its `about.json` says
+                b: int,             # number of the batch, from 0
+                labels: Tensor,     # (n,) class numbers of that batch
+               ) -> list[Path]:
     "Where the pictures of a batch are"
     return [folder/'train'/about['class_names'][label].replace('/', '-')/f'{b:05d}-{i:04d}.png' for i, label in enumerate(labels.tolist())]
 
-def is_done(m: Making, b: int) -> bool:
+def is_done(m: Making,
+            b: int,      # number of the batch, from 0
+           ) -> bool:
     "Whether a batch was finished and its pictures are all there"
     return str(b) in m.about['batches'] and all(p.exists() for p in pictures_of(m.folder, m.about, b, m.batches[b]))
 
 # %% ../../nbs/methods/52_datafree.ipynb #99c51ad4
-def normalisation_of(source: Source, mean: Sequence[float] | None = None, std: Sequence[float] | None = None):      # mean and deviation of each channel
+def normalisation_of(source: Source,
+                     mean: Sequence[float] | None = None,    # of each channel, of pixels from 0 to 1; None: as the file says, and then `std` too
+                     std: Sequence[float] | None = None,     # likewise; above 0
+                    ):                                       # mean and deviation of each channel
     "How the images of a teacher are normalised: as given, or as its file says; raises `UserError` when neither does"
     if (mean is None) != (std is None): raise UserError('a normalisation is a mean and a deviation: give both mean and std')
     if mean is None and source.mean_std is None:
@@ -338,7 +381,10 @@ def normalisation_of(source: Source, mean: Sequence[float] | None = None, std: S
     if {len(v) for v in found} != {_channels(source)} or min(found[1]) <= 0: raise UserError(f'mean and std need a number for each of the {_channels(source)} channels of {source.name}, and those of std above 0, not {found[0]} and {found[1]}')
     return found
 
-def training_settings(source: Source, size: int, mean_std) -> dict:
+def training_settings(source: Source,     # the teacher, with the size and the normalisation that its file says
+                      size: int,          # side of the pictures in pixels
+                      mean_std,           # normalisation in which they were made
+                     ) -> dict:           # a setting's name → its value
     "With what settings a student is trained on the pictures so that the teacher sees them as it made them"
     seen = dict(teacher_size=size) if source.size not in (None, size) else {}
     own, used, imagenet = (pair and tuple(map(tuple, pair)) for pair in (source.mean_std, mean_std, IMAGENET))
@@ -356,7 +402,7 @@ def competitor(student: Source, teacher: Source) -> AdaptedTeacher:
 # %% ../../nbs/methods/52_datafree.ipynb #177df44c
 def start_making(teacher: str | Path, folder: str | Path, per_class: int, config: InversionConfig, size: int | None = None, family: str = 'auto',
                  mean: Sequence[float] | None = None, std: Sequence[float] | None = None, student: str | Path | None = None) -> Making:
-    "Find the teacher and what has been made already; raises `UserError` for a teacher or a folder that does not do"
+    "Find the teacher and what has been made already; arguments as for `make_images`; raises `UserError` for a teacher or a folder that does not do"
     check_limits(config)
     check_competition(config, student)
     if student is not None and not config.compete: raise UserError('a student has no say in the images while compete is 0: give compete a weight (0.2 in the paper), or leave the student out')
@@ -395,11 +441,13 @@ def make_images(teacher: str | Path,             # as for `--teacher`: a run fol
                 per_class: int = 100,            # images of each class
                 config: InversionConfig = InversionConfig(),
                 size: int | None = None,         # side in pixels; None: the teacher's own
-                device: str = 'cpu', quiet: bool = False,
+                device: str = 'cpu',             # as PyTorch calls it
+                quiet: bool = False,             # no progress bar
                 show: Callable[[Image.Image], None] = lambda picture: None,      # gets a picture of the batch at hand
                 every: int = 25,                 # steps between two of them
-                family: str = 'auto',
-                mean: Sequence[float] | None = None, std: Sequence[float] | None = None,      # of the teacher's images, each channel; None: as its file says
+                family: str = 'auto',            # of an official teacher's file: ldam, paco or ce; auto: recognised
+                mean: Sequence[float] | None = None,    # of the teacher's images, each channel, of pixels from 0 to 1; None: as its file says
+                std: Sequence[float] | None = None,     # likewise; both or neither
                 student: str | Path | None = None,      # a run folder or a file; its answers compete, with the weight `compete`
                ) -> Path:                        # the folder
     "Fill a folder with images of every class, made from a network; goes on where it was stopped, and makes a batch again of which pictures are missing"
@@ -426,7 +474,10 @@ def _show(m: Making, images: Tensor, show):
 
 # %% ../../nbs/methods/52_datafree.ipynb #ebf33e44
 @torch.no_grad()
-def keep_batch(m: Making, b: int, images: Tensor, labels: Tensor):
+def keep_batch(m: Making,
+               b: int,              # number of the batch, from 0
+               images: Tensor,      # (n, channels, H, W) in the network's normalisation
+               labels: Tensor):     # (n,) on the CPU
     "Write the pictures of a finished batch, and that it is finished"
     pixels = as_pixels(images, *m.source.mean_std)
     for picture, path in zip(pixels, pictures_of(m.folder, m.about, b, labels)):
@@ -435,14 +486,18 @@ def keep_batch(m: Making, b: int, images: Tensor, labels: Tensor):
     m.about['batches'][str(b)] = dict(right=(logits.argmax(1) == labels).float().mean().item(), **variety_of(features, labels))
     with whole_file(m.folder/'about.json') as path: path.write_text(json.dumps(m.about, indent=1))
 
-def finished_pictures(folder: Path, about: dict) -> list[tuple[int, Path]]:      # class and file, class by class
-    "The pictures of the finished batches; what an unfinished one or somebody else left there is not among them"
+def finished_pictures(folder: Path,
+                      about: dict,      # what its `about.json` says
+                     ) -> list[tuple[int, Path]]:      # class and file, class by class
+    "The pictures of the finished batches, without what an unfinished one or somebody else left there; raises `UserError` when one is gone"
     found = [(c, path) for b, labels in enumerate(planned(about)) if str(b) in about['batches'] for c, path in zip(labels.tolist(), pictures_of(folder, about, b, labels))]
     if missing := next((path for _, path in found if not path.exists()), None): raise UserError(f'{missing} is not there any more: `vitnb generate` with the same settings makes it again')
     return sorted(found)
 
-def read_made(folder: str | Path, channels: int = 1) -> ImageSet:
-    "The made images of a folder in memory, with the classes in the teacher's order (a folder has them in that of the alphabet)"
+def read_made(folder: str | Path,
+              channels: int = 1,      # 1: read as grey; 3: as colour
+             ) -> ImageSet:
+    "The made images of a folder, with the classes in the teacher's order, not in that of the alphabet; raises `UserError` when there are none, or one is missing"
     folder = Path(folder)
     try: about = json.loads((folder/'about.json').read_text()); names, files = tuple(about['class_names']), finished_pictures(folder, about)
     except (OSError, ValueError, KeyError, TypeError): raise UserError(f'{folder} holds no made images: no about.json') from None
@@ -458,7 +513,10 @@ def _read_picture(path: Path, mode: str) -> np.ndarray:
 
 # %% ../../nbs/methods/52_datafree.ipynb #c8d18f9f
 @torch.no_grad()
-def features_of(network: nn.Module, pixels: Tensor, mean, std) -> tuple[Tensor, Tensor]:      # (N, D), (N, C)
+def features_of(network: nn.Module,  # in evaluation mode
+                pixels: Tensor,      # (N, channels, H, W) uint8
+                mean, std,           # each (channels,), of pixels from 0 to 1
+               ) -> tuple[Tensor, Tensor]:      # (N, D), (N, C), on the CPU
     "Last features and logits of uint8 images"
     features, logits, device = [], [], next(network.parameters()).device
     hook = classifier(network).register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].flatten(1).float().cpu()))
@@ -468,7 +526,9 @@ def features_of(network: nn.Module, pixels: Tensor, mean, std) -> tuple[Tensor, 
     finally: hook.remove()
     return torch.cat(features), torch.cat(logits)
 
-def variety_of(features: Tensor, labels: Tensor) -> dict[str, float]:
+def variety_of(features: Tensor,         # (N, D), brought to length 1 here
+               labels: Tensor,           # (N,)
+              ) -> dict[str, float]:     # 'between' and 'nearest', 0 to 2; empty where no class has two images
     "Mean distance between images of a class, and to the nearest of it"
     f, between, nearest = F.normalize(features, dim=1), [], []
     for c in labels.unique():

@@ -30,7 +30,8 @@ __all__ = ['teacher_stages', 'answers_and_maps', 'Standardise', 'Aligner', 'feat
            'EarlyDistilled', 'DearKD', 'EarlyThenLabels', 'DearKDLT']
 
 # %% ../../nbs/methods/50_dearkd.ipynb #1076ff76
-def teacher_stages(network: nn.Module) -> list[nn.Module]:
+def teacher_stages(network: nn.Module,      # of timm, or with children that are called layer1, layer2, …
+                  ) -> list[nn.Module]:
     "The stages of a CNN, first to last; raises `UserError` for a network without any"
     body = getattr(network, 'body', network)
     if info := getattr(body, 'feature_info', None): names = [s['module'] for s in info if not s['module'].startswith(('stem', 'act', 'conv', 'bn'))]      # timm's
@@ -63,6 +64,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def forward(self, maps: Tensor) -> Tensor:     # (B, channels, h, w)
+        "The maps on a common scale"
         if self.training:
             share = torch.where(self.seen > 0, self.momentum, 1.)      # all of it from the first batch
             own, size = maps.mean((0, 2, 3)), rank_and_size()[1]          # of the rows of this process; the numbers are those of the whole batch
@@ -74,18 +76,22 @@ class Standardise(nn.Module):
 # %% ../../nbs/methods/50_dearkd.ipynb #c1897281
 class Aligner(nn.Module):
     "From the tokens of a block to the channels of a CNN's stage (its layers are ours: the paper has an aligner)"
-    def __init__(self, width: int, channels: int, grid: tuple[int, int]):
+    def __init__(self, width: int,              # D of the tokens
+                 channels: int,                 # of the CNN's stage
+                 grid: tuple[int, int]):        # patches down and across
         super().__init__()
         self.grid, self.norm = grid, nn.LayerNorm(width)
         self.neighbours, self.channels = nn.Conv2d(width, width, 3, padding=1, groups=width), nn.Conv2d(width, channels, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:      # (B, P, D) → (B, channels, h, w)
+        "The patches of a block, without CLS and DIST, as a map"
         maps = self.norm(tokens).transpose(1, 2).reshape(len(tokens), -1, *self.grid)
         return self.channels(F.gelu(self.neighbours(maps)))
 
 def feature_distance(aligned: Tensor,      # (B, channels, h, w) of the student
                      maps: Tensor,         # (B, channels, h', w') of the teacher, as it gives them
-                     scale: Standardise) -> Tensor:
+                     scale: Standardise,   # of the teacher's channels; in training mode its running numbers follow
+                    ) -> Tensor:           # scalar
     "Mean squared difference to the standardised maps, on the coarser of the two grids (ours)"
     side = tuple(map(min, zip(aligned.shape[-2:], maps.shape[-2:])))
     return F.mse_loss(F.adaptive_avg_pool2d(aligned.float(), side), scale(F.adaptive_avg_pool2d(maps, side)))
@@ -118,9 +124,14 @@ class DearStudent(nn.Module):
     def left_behind(self) -> list[nn.Parameter]:
         "What has no part in stage 2: the aligners, and DIST's head where CLS alone answers"
         return [*self.aligners.parameters(), *(() if self.student.config.use_dist else self.student.head_dist.parameters())]
-    def no_weight_decay(self): return {f'student.{n}' for n in self.student.no_weight_decay()}
+    def no_weight_decay(self):
+        "Names of the weights that weight decay spares"
+        return {f'student.{n}' for n in self.student.no_weight_decay()}
 
-    def forward(self, images: Tensor, early: bool = False) -> TokenLogits | Early:
+    def forward(self, images: Tensor,      # (B, channels, H, W)
+                early: bool = False,       # as in stage 1: with the tokens of the chosen blocks, aligned
+               ) -> TokenLogits | Early:
+        "What the student answers"
         if not early: return self.student(images)
         tokens, found = self.student.forward_intermediates(images, indices=self.indices, output_fmt='NLC')
         order = [sorted(self.indices).index(i) for i in self.indices]      # they come in the order of the blocks
@@ -131,7 +142,8 @@ class DearStudent(nn.Module):
 def logit_distance(logits: Tensor,             # (B, C) of the student's DIST head
                    taught: Tensor,             # (B, C) of the teacher
                    kind: str = 'hard',         # hard: its most likely class; soft: its probabilities
-                   temperature: float = 1.) -> Tensor:
+                   temperature: float = 1.,    # by which both are divided; soft only
+                  ) -> Tensor:                 # scalar
     "How far a student is from its teacher's answers, as in DeiT"
     if choose('distillation', kind, ('hard', 'soft')) == 'hard': return cross_entropy(logits, taught.argmax(1))
     ours, theirs = ((z.float() / temperature).log_softmax(1) for z in (logits, taught))
@@ -160,7 +172,7 @@ class TwoStages:
         return dict(loss=cls + dist + hidden, cls=cls, dist=dist, hidden=hidden)
 
     def alone(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        "Stage 2"
+        "The loss of stage 2, labels alone; the teacher is let go"
         self.teacher, logits = None, model(batch.images)
         cls, none = cross_entropy(logits.cls, batch.targets), logits.cls.new_zeros(())
         if self.heads == 'cls': cls, dist = cls, none
@@ -168,7 +180,10 @@ class TwoStages:
         return dict(loss=cls + dist + untouched(model), cls=cls, dist=dist, hidden=none)
 
 # %% ../../nbs/methods/50_dearkd.ipynb #7de6cf3d
-def hidden_loss(model: nn.Module, aligned: list[Tensor], maps: list[Tensor]) -> Tensor:
+def hidden_loss(model: nn.Module,           # a `DearStudent`, perhaps wrapped for several processes
+                aligned: list[Tensor],      # of each pair (B, channels, h, w), the student's
+                maps: list[Tensor],         # of each pair (B, channels, h', w'), the teacher's
+               ) -> Tensor:                 # scalar
     "The mean over the pairs of the distance between a block and a stage"
     scales = getattr(model, 'module', model).scales
     return sum(feature_distance(a, m, s) for a, m, s in zip(aligned, maps, scales)) / len(maps)
@@ -178,7 +193,8 @@ def untouched(model: nn.Module) -> Tensor | float:
     if rank_and_size()[1] == 1: return 0.
     return 0. * sum(p.sum() for p in getattr(model, 'module', model).left_behind() if p.requires_grad)
 
-def at_rest_from(switch: int) -> Callable[[nn.Module, int], None]:
+def at_rest_from(switch: int,      # first epoch of stage 2, from 0
+                ) -> Callable[[nn.Module, int], None]:      # (model, epoch), a learner's `before_step`
     "Called before each step: in stage 2 what has no part in it has no gradient, for momentum and weight decay move a weight whose gradient is zero"
     def before_step(model: DearStudent, epoch: int):
         if epoch >= switch:
@@ -195,7 +211,9 @@ def extra_images(teacher: str) -> list[str]:      # no or one note
     return [f'note: {name} stands for the weights {tag}, which were made with more images than ImageNet\'s: DeiT\'s teacher is timm:regnety_160.deit_in1k']
 
 # %% ../../nbs/methods/50_dearkd.ipynb #3552a84c
-def read_pairs(pairs: str, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:     # blocks and stages, from 1
+def read_pairs(pairs: str,      # block:stage, with commas between them; or auto
+               depth: int,      # blocks of the student
+              ) -> tuple[tuple[int, ...], tuple[int, ...]]:     # blocks and stages, from 1
     "`2:1,4:2,6:3` as numbers; auto: at 1/6, 2/6 and 3/6 of the depth, or the first blocks of a short network (ours); raises `UserError` for anything else"
     if pairs == 'auto':
         stages = tuple(range(1, min(3, depth) + 1))
@@ -227,8 +245,11 @@ class EarlyDistilled(Distilled):
         "How many epochs stage 1 has: one at least, and one less than all, unless `switch` is 0 or 1; a single epoch is stage 1 (ours)"
         return max(1, drw_epoch(self.epochs, self.switch)) if self.switch else 0
 
-    def prepare_early(self, data: LongTailed, device: torch.device, bf16: bool, dist_answers: bool = True):
-        "The student with aligners, its teacher, the stages, and what is written about them"
+    def prepare_early(self, data: LongTailed, device: torch.device,
+                      bf16: bool,                     # the teacher computes in bfloat16
+                      dist_answers: bool = True,      # False: the student's answer is that of CLS alone
+                     ):                               # `DearStudent`, teacher, stages from 1, header of its file, notes
+        "The student with aligners, its teacher, the stages, and what is written about them; raises `UserError` when the two cannot be compared"
         if self.teacher_sees != 'student': raise UserError('teacher_sees=clean: features are compared place by place, so the teacher must see the very images of the student')
         student, about = self.make_student(data, device, self.use_dist and dist_answers)
         if not isinstance(student, Student): raise UserError(f'DearKD aligns the tokens of a Vision Transformer, and {self.student} is none: choose nano, tiny, small or base')
@@ -255,7 +276,9 @@ class DearKD(EarlyDistilled):
     "heads that learn from the labels in stage 2: cls, which then is the answer, or both (ours)"
     LIMITS: ClassVar = dict(temperature=(.01, 1000))
 
-    def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
+    def learner(self, data: LongTailed, device: torch.device,
+                bf16: bool,      # the teacher computes in bfloat16
+               ) -> Learner:
         "Features and answers of the teacher in stage 1, labels alone in stage 2"
         choose('distillation', self.distillation, ('hard', 'soft'))
         start, only_cls = self.early_epochs(), choose('stage2_heads', self.stage2_heads, ('cls', 'both')) == 'cls'
@@ -295,7 +318,9 @@ class EarlyThenLabels:
 class DearKDLT(EarlyDistilled, DeiTLT):
     "DeiT-LT whose early layers learn from the teacher's at first (a combination of ours)"
 
-    def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
+    def learner(self, data: LongTailed, device: torch.device,
+                bf16: bool,      # the teacher computes in bfloat16
+               ) -> Learner:
         "DeiT-LT's labels and weights to the end, the teacher's features until the switch"
         start, switch = drw_epoch(self.epochs, self.drw_start), self.early_epochs()
         model, teacher, stages, about, notes = self.prepare_early(data, device, bf16)

@@ -30,7 +30,7 @@ __all__ = ['distillation_loss', 'find_teacher', 'frozen_teacher', 'check_classes
            'distilling', 'DeiT']
 
 # %% ../../nbs/methods/30_deit.ipynb #bf8f00d4
-def distillation_loss(logits: TokenLogits,
+def distillation_loss(logits: TokenLogits,                   # (B, C) each, of the student's two heads
                       targets: Tensor,                       # (B,) or (B, C) what CLS learns
                       teacher_labels: Tensor,                # (B,) what DIST learns
                       class_weights: Tensor | None = None,   # (C,) for the DIST part, by teacher label
@@ -50,9 +50,12 @@ def find_teacher(teacher: str, data: LongTailed) -> str:   # what `any_teacher` 
                     'and the same data settings, then pass --teacher RUN')
 
 # %% ../../nbs/methods/30_deit.ipynb #79cffed3
-def frozen_teacher(teacher: str, data: LongTailed, device: torch.device, bf16: bool,
+def frozen_teacher(teacher: str,             # what `any_teacher` takes, or auto: the packaged one for this data
+                   data: LongTailed,         # the student's
+                   device: torch.device,
+                   bf16: bool,               # the teacher computes in bfloat16
                    by_name: bool = False,    # classes of the same names in another order are put in the student's (a folder has them in that of the alphabet)
-                   **options,           # of `any_teacher`
+                   **options,                # of `any_teacher`
                   ) -> tuple[AdaptedTeacher, dict]:     # facts for the run
     "A teacher ready to label the student's images; raises `UserError` when it answers with other classes"
     make = lambda **more: any_teacher(named, student_mean_std=(data.mean, data.std), bf16=bf16, **options | more)
@@ -68,7 +71,9 @@ def _reordered(theirs: Sequence[str] | None, ours: Sequence[str]) -> bool:
     "Whether two lists of classes have the same names in another order"
     return bool(theirs) and tuple(theirs) != tuple(ours) and sorted(theirs) == sorted(ours)
 
-def check_classes(named: str, facts: dict, data: LongTailed):
+def check_classes(named: str,           # the teacher, for the message
+                  facts: dict,          # of `any_teacher`
+                  data: LongTailed):    # the student's
     "Raise a `UserError` when a teacher's classes are others than the data's, or would be renumbered twice"
     if not facts['class_names'] or isinstance(data, StandIn): return          # a stand-in does not know what its classes are called
     if facts['mapped'] and tuple(facts['class_names']) == tuple(data.train.class_names):
@@ -76,7 +81,8 @@ def check_classes(named: str, facts: dict, data: LongTailed):
     for c, (theirs, ours) in enumerate(zip(facts['class_names'], data.train.class_names)):
         if theirs != ours and not facts['mapped']: raise NoTeacher(f'the teacher {named} has {theirs!r} as class {c}, the data have {ours!r}: it was trained on another data set')
 
-def teacher_notes(facts: dict) -> list[str]:
+def teacher_notes(facts: dict,      # of `frozen_teacher`
+                 ) -> list[str]:    # lines
     "What to tell the user about the teacher before the training starts"
     notes = [f'teacher: {facts["name"]}' + (f' of {facts["file"]}' if facts['file'] else '') + (', which ships with vitnb' if facts['packaged'] else '')]
     if not facts['same_images']: notes.append('note: this teacher was trained on other images than the student will be')
@@ -110,14 +116,19 @@ class Distilled(TrainStudent):
     "keep what the teacher says in the cache folder, and read it there when the same batches come again"
     LIMITS: ClassVar = dict(alpha=(0, 1), teacher_size=(8, 4096))
 
-    def its_teacher(self, data: LongTailed, device: torch.device, bf16: bool) -> tuple[AdaptedTeacher, dict, Tensor | None]:    # facts for the run, class map
+    def its_teacher(self, data: LongTailed, device: torch.device,
+                    bf16: bool,      # the teacher computes in bfloat16
+                   ) -> tuple[AdaptedTeacher, dict, Tensor | None]:    # facts for the run; (C,) class map, or None without `map_targets`
         "The teacher of these settings"
         choose('teacher_family', self.teacher_family, FAMILIES)
         class_map = listed_classes(data.train.class_names) if self.map_targets else None
         return *frozen_teacher(self.teacher, data, device, bf16, size=self.teacher_size, antialias=self.teacher_antialias,
                                normalisation=choose('teacher_normalisation', self.teacher_normalisation, ('student', 'own')), class_map=class_map, family=self.teacher_family, by_name=self.data.dataset.startswith('imagefolder:')), class_map
 
-    def distil(self, data: LongTailed, device: torch.device, bf16: bool, weights: Tensor | None = None, start: float = math.inf) -> Learner:
+    def distil(self, data: LongTailed, device: torch.device,
+               bf16: bool,                              # the teacher computes in bfloat16
+               weights: Tensor | None = None,           # (C,) by the teacher's label; None: every class weighs the same
+               start: float = math.inf) -> Learner:     # an epoch, counted from 0
         "A student and its teacher, with class weights on the DIST part from epoch `start` on"
         choose('teacher_sees', self.teacher_sees, ('student', 'clean'))
         student, about = self.make_student(data, device, self.use_dist)
@@ -131,13 +142,18 @@ class Distilled(TrainStudent):
 
 # %% ../../nbs/methods/30_deit.ipynb #ca68a91d
 def listed_classes(class_names: Sequence[str]) -> Tensor:    # (C,) our number of each class of a list
-    "From the numbers that a list gives its classes (our names for them are `class 17`) to ours, by size"
+    "From the numbers that a list gives its classes (our names for them are `class 17`) to ours, by size; raises `UserError` for other names"
     try: original = torch.tensor([int(name.removeprefix('class ')) for name in class_names])
     except ValueError: raise UserError('map_targets is for imagenet-lt and inaturalist18, whose lists number the classes in another order') from None
     return original.argsort()
 
 # %% ../../nbs/methods/30_deit.ipynb #e0ce2a10
-def distilling(teacher: AdaptedTeacher, alpha: float = .5, weights: Tensor | None = None, start: float = math.inf, clean: bool = False):
+def distilling(teacher: AdaptedTeacher,           # asked when a batch does not bring its labels along
+               alpha: float = .5,                 # share of the DIST part
+               weights: Tensor | None = None,     # (C,) by the teacher's label; None: every class weighs the same
+               start: float = math.inf,           # an epoch, counted from 0
+               clean: bool = False,               # the teacher sees the image before augmentation and mixing instead (`batch.clean`)
+              ):                                  # (model, batch, epoch) → 'loss' and its parts 'cls' and 'dist'
     "The loss of a step: the teacher labels the student's own tensor; weights on DIST from epoch `start` on"
     def loss(model, batch: Batch, epoch: int):
         labels = teacher.label(batch.clean if clean else batch.images) if batch.taught is None else batch.taught
@@ -148,7 +164,9 @@ def distilling(teacher: AdaptedTeacher, alpha: float = .5, weights: Tensor | Non
 @dataclass(frozen=True)
 class DeiT(Distilled):
     "Hard distillation through the DIST token (Touvron et al. 2021)"
-    def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
+    def learner(self, data: LongTailed, device: torch.device,
+                bf16: bool,      # the teacher computes in bfloat16
+               ) -> Learner:
         "CLS learns the labels, DIST the teacher's"
         learner = self.distil(data, device, bf16)
         return replace(learner, notes=[*learner.notes, *_unmixed(learner.about['teacher'], self.augment.mixes)])

@@ -29,7 +29,9 @@ class DeiTLT(Distilled):
     "go on mixing in the re-weighted stage (ImageNet-LT and iNaturalist: yes)"
     LIMITS: ClassVar = dict(drw_start=(0, 1))
 
-    def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
+    def learner(self, data: LongTailed, device: torch.device,
+                bf16: bool,      # the teacher computes in bfloat16
+               ) -> Learner:
         "CLS learns the labels, DIST the teacher's, with class weights from the DRW epoch on"
         start = drw_epoch(self.epochs, self.drw_start)
         learner = self.distil(data, device, bf16, drw_weights(data.train.counts, start, start, self.beta).to(device), start)
@@ -37,6 +39,8 @@ class DeiTLT(Distilled):
         return replace(learner, mixing=deit_lt_mixing(start, self.mix_in_drw), notes=[*learner.notes, said])
 
 # %% ../../nbs/methods/40_deit_lt.ipynb #c511c70a
-def deit_lt_mixing(start: int, mix_in_drw: bool):
+def deit_lt_mixing(start: int,            # first epoch of the re-weighted stage, from 0
+                   mix_in_drw: bool,      # go on mixing in that stage
+                  ):                      # epoch → True or False
     "Whether an epoch's batches are mixed"
     return lambda epoch: epoch < start or mix_in_drw

@@ -33,7 +33,9 @@ class _NormsWhole(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, name: str) -> bool:
         return isinstance(m, nn.modules.batchnorm._BatchNorm) or super().is_leaf_module(m, name)
 
-def conv_norm_pairs(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, str]]:     # names of the convolution and of the batch norm
+def conv_norm_pairs(model: nn.Module,
+                    prefix: str = '',      # put before each name
+                   ) -> Iterator[tuple[str, str]]:     # names of the convolution and of the batch norm
     "Each batch norm that alone hears a convolution; the model is traced, so give it a copy"
     try: graph = _NormsWhole().trace(model)
     except Exception:         # whatever a forward pass makes of a symbol
@@ -72,7 +74,9 @@ class Answering(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor,      # (B, channels, H, W) float, normalised
+               ) -> dict[str, Tensor]:     # (B, C) each
+        "Logits by name, those of `OUTPUTS`"
         logits = self.student(images)
         return dict(zip(OUTPUTS, (logits.avg, logits.cls, logits.dist)))
 
@@ -85,7 +89,9 @@ def file_metadata(run: Run, student: nn.Module) -> dict[str, str]:     # each va
     return {k: json.dumps(v, ensure_ascii=False) for k, v in about.items()}
 
 # %% ../../nbs/methods/84_deploy.ipynb #4257105b
-def write_onnx(student: nn.Module, path: Path, metadata: dict[str, str]):
+def write_onnx(student: nn.Module,            # with a `config` that says its channels and image size
+               path: Path,
+               metadata: dict[str, str]):     # kept in the file, see `file_metadata`
     "Write an ONNX file for any batch size"
     model, images, sizes = _traceable(student)
     with torch.no_grad(), warnings.catch_warnings():
@@ -94,7 +100,9 @@ def write_onnx(student: nn.Module, path: Path, metadata: dict[str, str]):
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
 
-def write_torch_export(student: nn.Module, path: Path, metadata: dict[str, str]):
+def write_torch_export(student: nn.Module,            # with a `config` that says its channels and image size
+                       path: Path,
+                       metadata: dict[str, str]):     # kept in the file as metadata.json, see `file_metadata`
     "Write a file for `torch.export.load`, for any batch size"
     model, images, sizes = _traceable(student)
     with torch.no_grad(): program = torch.export.export(model, (images,), dynamic_shapes=sizes)     # gradients switched inside the graph cannot be read back
@@ -106,7 +114,8 @@ def _traceable(student: nn.Module) -> tuple[nn.Module, Tensor, dict]:     # netw
     return Answering(student).eval(), torch.zeros(2, c.in_chans, c.img_size, c.img_size), dict(images={0: torch.export.Dim('batch')})
 
 # %% ../../nbs/methods/84_deploy.ipynb #6d1203ca
-def open_onnx(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+def open_onnx(path: Path,
+             ) -> Callable[[Tensor], dict[str, Tensor]]:     # (B, channels, H, W) float32, normalised → logits by name
     "A function that answers with an ONNX file, on the CPU"
     import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -114,7 +123,8 @@ def open_onnx(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     return lambda images: dict(zip(OUTPUTS, map(torch.from_numpy, session.run(OUTPUTS, dict(images=images.numpy())))))
 
-def open_torch_export(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+def open_torch_export(path: Path,
+                     ) -> Callable[[Tensor], dict[str, Tensor]]:     # (B, channels, H, W) float32, normalised → logits by name
     "A function that answers with a file of torch.export"
     return torch.export.load(io.BytesIO(path.read_bytes())).module()
 
@@ -129,8 +139,10 @@ def check_installed(*names: str):
 TOLERANCE = 1e-4     # of a logit
 
 @torch.no_grad()
-def disagreement(student: nn.Module, answer: Callable[[Tensor], dict[str, Tensor]], images,      # (N, channels, H, W) uint8
-                 about: dict,                           # a run's `config['data']`
+def disagreement(student: nn.Module,                               # one form
+                 answer: Callable[[Tensor], dict[str, Tensor]],    # the other: normalised images → logits by name
+                 images,                                           # (N, channels, H, W) uint8
+                 about: dict,                                      # a run's `config['data']`
                  batch_size: int = 500) -> tuple[float, int]:      # largest difference of a logit, labels that differ
     "How far two forms of a student are apart"
     largest, changed, trained = 0., 0, Answering(student).eval()
@@ -156,9 +168,11 @@ class Exported:
                 f'compared with the trained student on {self.images} test images: every label the same, largest difference of a logit {self.difference:.1e}\n'
                 'its input is normalised images; mean, std and class names are in its metadata')
 
-def export_model(run: Run, path: str | Path, format: str = 'onnx',      # or torch-export
-                 images=None,                                           # the run's test images, when they are loaded already
-                 which: str = 'last',                                   # weights of the 'last' or of the 'best' epoch
+def export_model(run: Run,
+                 path: str | Path,         # the file to write, not there yet
+                 format: str = 'onnx',     # or torch-export
+                 images=None,              # (N, channels, H, W) uint8, the run's test images, when they are loaded already
+                 which: str = 'last',      # weights of the 'last' or of the 'best' epoch
                 ) -> Exported:
     "Write a run's student, merged, as one file for a runtime; raises `UserError` and leaves no file when it answers differently"
     write, read = FORMATS[choose('format', format, FORMATS)]
@@ -187,7 +201,10 @@ class Latency:
 
 RUNTIMES = ('PyTorch', 'torch.compile', 'ONNX Runtime')
 
-def runner(student: nn.Module, runtime: str, device: torch.device) -> Callable[[Tensor], object]:
+def runner(student: nn.Module,        # in evaluation mode, on the device
+           runtime: str,              # one of `RUNTIMES`
+           device: torch.device,      # for ONNX Runtime the CPU
+          ) -> Callable[[Tensor], object]:
     "A call of a network in a runtime; what it returns is not looked at"
     if runtime == 'ONNX Runtime':
         if device.type != 'cpu': raise RuntimeError('measured on the CPU only')
@@ -200,7 +217,9 @@ def runner(student: nn.Module, runtime: str, device: torch.device) -> Callable[[
 
 Key = TypeVar('Key')
 
-def seconds_in_turns(calls: Mapping[Key, Callable[[], object]], rounds: int, device: torch.device = torch.device('cpu'),
+def seconds_in_turns(calls: Mapping[Key, Callable[[], object]],           # what is timed, by any name
+                     rounds: int,                                         # calls of each
+                     device: torch.device = torch.device('cpu'),          # it is waited for before and after each call
                      clock: Callable[[], float] = time.perf_counter,      # or `time.process_time`, on one thread of a busy CPU
                     ) -> dict[Key, list[float]]:                          # of every round
     "How long calls take when each has its turn in every round"
@@ -215,8 +234,11 @@ def seconds_in_turns(calls: Mapping[Key, Callable[[], object]], rounds: int, dev
 # %% ../../nbs/methods/84_deploy.ipynb #e52e9f01
 @torch.no_grad()
 def latencies(student: nn.Module,                   # in evaluation mode, with a `config`
-              batches: Sequence[int] = (1, 32), runtimes: Sequence[str] = RUNTIMES,
-              rounds: int = 30, device: str = 'cpu') -> list[Latency]:
+              batches: Sequence[int] = (1, 32),     # images in a call
+              runtimes: Sequence[str] = RUNTIMES,
+              rounds: int = 30,                     # calls of each that count
+              device: str = 'cpu',                  # cpu, cuda, mps, or auto
+             ) -> list[Latency]:
     "Measure a student as it was trained and merged; without batch norms there is nothing to merge and one of the two is left out"
     place, c = choose_device(device), student.config
     networks = dict(trained=copy.deepcopy(student).eval().to(place), **(dict(merged=folded(student).to(place)) if batch_norms(student) else {}))

@@ -25,7 +25,9 @@ __all__ = ['UPDATES', 'look_at', 'divided', 'look_at_machine', 'evidence', 'Advi
            'doctor']
 
 # %% ../../nbs/methods/92_doctor.ipynb #99c80cc5
-def look_at(source: str, limit: int = 20000) -> tuple[Look, DataConfig]:      # and the settings with which training reads them
+def look_at(source: str,           # a folder, or the name of a data set
+            limit: int = 20000,    # images to look at; where there are more, some of each class
+           ) -> tuple[Look, DataConfig]:      # and the settings with which training reads them
     "Look at a folder or at a named data set; raises `UserError` when it is neither"
     path = Path(source.removeprefix('imagefolder:')).expanduser()
     if path.is_dir() or source.startswith('imagefolder:'): return look_at_folder(path, limit), DataConfig(f'imagefolder:{path}')
@@ -36,7 +38,9 @@ def look_at(source: str, limit: int = 20000) -> tuple[Look, DataConfig]:      # 
     return look_at_set(data.train, source, limit, val=data.val, test=data.test), config
 
 # %% ../../nbs/methods/92_doctor.ipynb #7d733809
-def divided(look: Look, val_fraction: float) -> dict[str, np.ndarray]:     # train, val, test → (C,) images of each class
+def divided(look: Look,
+            val_fraction: float,      # share of the training images that becomes val, unless there are val and test already
+           ) -> dict[str, np.ndarray]:     # train, val, test → (C,) images of each class
     "How many images of each class there will be in each part"
     def aside(counts: np.ndarray, share: float) -> np.ndarray:
         return np.where(counts > 1, np.clip(np.round(counts * share), 1, counts - 1), 0).astype(int) if share else 0 * counts
@@ -47,7 +51,8 @@ def divided(look: Look, val_fraction: float) -> dict[str, np.ndarray]:     # tra
     return dict(train=train, val=val, test=test)
 
 # %% ../../nbs/methods/92_doctor.ipynb #82bf09d0
-def look_at_machine(device: str = 'auto') -> list[Finding]:
+def look_at_machine(device: str = 'auto',     # cpu, cuda, mps, or auto
+                   ) -> list[Finding]:
     "What there is to compute with"
     import torch
     where = choose_device(device)
@@ -57,7 +62,8 @@ def look_at_machine(device: str = 'auto') -> list[Finding]:
             Finding('room', f'{size_of(free_memory())} of memory and {size_of(free_disk(Path("runs")))} of disk are free', 'a third of the memory may hold pixels; a run folder needs some ten times the weights')]
 
 # %% ../../nbs/methods/92_doctor.ipynb #ffe34446
-def evidence(of: Sequence[str] = ('ViT', 'ViT + DRW', 'DeiT-LT', 'DeiT-LT, PaCo+SAM teacher')) -> dict[str, tuple[float, float, int]]:   # overall, tail, runs
+def evidence(of: Sequence[str] = ('ViT', 'ViT + DRW', 'DeiT-LT', 'DeiT-LT, PaCo+SAM teacher'),     # names of rows, as `measured` takes them
+            ) -> dict[str, tuple[float, float, int]]:     # overall and tail in per cent, number of runs
     "Mean test accuracy of some rows of the committed experiment"
     rows = {name: measured(name) for name in of}
     return {name: (float(row['overall'].mean()), float(row['tail'].mean()), len(row['overall'])) for name, row in rows.items()}
@@ -74,7 +80,9 @@ class Advice:
     reasons: list[Finding]              # one for each choice
 
 # %% ../../nbs/methods/92_doctor.ipynb #1dc40848
-def image_side(look: Look, gpu: bool) -> tuple[int, str]:     # pixels, why
+def image_side(look: Look,
+               gpu: bool,      # there is an NVIDIA GPU
+              ) -> tuple[int, str]:     # pixels, why
     "The size at which to train"
     median = int(np.median(look.sides.min(1)))
     if median >= 160 and gpu: return 224, f'half of the pictures have {median} pixels or more on the shorter side, and there is a GPU: the size of the papers'
@@ -82,13 +90,16 @@ def image_side(look: Look, gpu: bool) -> tuple[int, str]:     # pixels, why
     if side == 64: return side, f'{said}; without a GPU 64 are as many as train in reasonable time' if not gpu else f'{said}, too few for the 224 of the papers'
     return side, f'{said}; 32 is the next size that patches of 4 or 8 pixels divide'
 
-def student_preset(images: int, gpu: bool) -> tuple[str, str]:
+def student_preset(images: int,     # to train on
+                   gpu: bool,       # there is an NVIDIA GPU
+                  ) -> tuple[str, str]:
     "The size of the network, and why"
     if not gpu: return 'nano', '0.7 million parameters train on a processor in minutes; tiny has 5 million'
     preset = 'nano' if images < 3000 else 'tiny' if images < 50000 else 'small' if images < 300000 else 'base'
     return preset, f'for {images} training images; more parameters would learn them by heart'
 
-def batch_and_epochs(images: int) -> tuple[int, int, str]:
+def batch_and_epochs(images: int,     # to train on
+                    ) -> tuple[int, int, str]:
     "Batch size and epochs, and why"
     batch = min(128, max(8, 2 ** int(math.log2(max(8, images / 8)))))
     steps = max(1, images // batch)
@@ -105,7 +116,9 @@ def choose_methods(look: Look) -> tuple[str, str, str]:     # student's and teac
                                'Your images may differ; the baseline to beat is `vitnb train vit`')
 
 # %% ../../nbs/methods/92_doctor.ipynb #03340715
-def advise(look: Look, data: DataConfig, device: str = 'auto') -> Advice:
+def advise(look: Look, data: DataConfig,     # both of `look_at`
+           device: str = 'auto',             # cpu, cuda, mps, or auto
+          ) -> Advice:
     "Settings for these images on this machine"
     gpu = choose_device(device).type == 'cuda'
     images = int(divided(look, data.val_fraction)['train'].sum())
@@ -122,7 +135,11 @@ def advise(look: Look, data: DataConfig, device: str = 'auto') -> Advice:
     return Advice(method(student)(**shared, student=preset, epochs=epochs), trained(**shared, epochs=epochs, **({} if gpu else dict(depth=8))), (student, teacher), reasons)
 
 # %% ../../nbs/methods/92_doctor.ipynb #91dd4e0a
-def command(config: TrainConfig, name: str, out: str, teacher: str = '') -> str:
+def command(config: TrainConfig,
+            name: str,             # of its method
+            out: str,              # the run folder to write
+            teacher: str = '',     # run folder or file of the teacher; '': not said
+           ) -> str:
     "The `vitnb train` of some settings"
     default, words = type(config)(), ['vitnb', 'train', name, '--dataset', config.data.dataset]
     for option, value, usual in (('image-folder-size', config.data.image_folder_size, default.data.image_folder_size), ('depth', getattr(config, 'depth', 0), getattr(default, 'depth', 0)), ('student', getattr(config, 'student', ''), getattr(default, 'student', '')),
@@ -152,7 +169,9 @@ def costs(advice: Advice) -> list[Finding]:
     return found
 
 # %% ../../nbs/methods/92_doctor.ipynb #ac53cd6e
-def to_watch(look: Look, val_fraction: float) -> list[Finding]:
+def to_watch(look: Look,
+             val_fraction: float,      # as for `divided`
+            ) -> list[Finding]:
     "What the numbers of these runs will and will not say"
     smallest = look.counts.argmin()
     n = int(divided(look, val_fraction)['test'][smallest])
@@ -163,15 +182,17 @@ def to_watch(look: Look, val_fraction: float) -> list[Finding]:
             Finding('two tokens', 'CLS is the expert for common classes, DIST for rare ones', 'the report shows both; where DIST is much better in the tail, its answer may be the one to use')]
 
 # %% ../../nbs/methods/92_doctor.ipynb #0a738eba
-def lines_of(found: Sequence[Finding], width: int = 16) -> list[str]:
+def lines_of(found: Sequence[Finding],
+             width: int = 16,      # characters for the title
+            ) -> list[str]:
     "Findings as lines: a mark where something should be done, what was found, and why it matters"
     columns = min(118, max(60, shutil.get_terminal_size((80, 24)).columns - 2))
     def wrapped(first, text): return textwrap.wrap(text, columns, initial_indent=first, subsequent_indent=' ' * (width + 4), break_long_words=False, break_on_hyphens=False)
     return [line for f in found for line in (wrapped(f'{"!" if f.bad else " "} {f.title:{width}}', f.text) + (wrapped(f'  {"":{width}}→ ', f.why) if f.why else []))]
 
 def doctor(source: str,                     # a folder, or the name of a data set
-           device: str = 'auto',
-           limit: int = 20000,              # pictures to look at
+           device: str = 'auto',            # cpu, cuda, mps, or auto
+           limit: int = 20000,              # pictures to look at; where there are more, some of each class
            report: str | Path | None = None # file to write the text to
           ) -> str:
     "Look at images and machine and say what to do, as text; raises `UserError` when there are no images"

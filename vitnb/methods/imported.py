@@ -23,12 +23,18 @@ from ..training.runs import Run, new_run_folder, recording, versions
 __all__ = ['read_network', 'about_network', 'import_checkpoint', 'export_checkpoint']
 
 # %% ../../nbs/methods/80_imported.ipynb #69c5c5e2
-def read_network(path: str | Path, img_size: int, family: str = 'auto') -> nn.Module:
+def read_network(path: str | Path,        # a file, not a run folder
+                 img_size: int,           # pixels
+                 family: str = 'auto',    # of an official teacher: ldam, paco or ce; auto: recognised
+                ) -> nn.Module:           # in evaluation mode
     "The student (for images of that side) or the teacher in a checkpoint"
     if 'dist_token' in read_checkpoint(path) or read_header(path).get('kind') == 'student': return student_from_checkpoint(path, img_size=img_size)
     return teacher_from_checkpoint(path, family)
 
-def about_network(network: nn.Module, data: LongTailed, known: dict = {}) -> dict:
+def about_network(network: nn.Module,
+                  data: LongTailed,      # what it is tested on
+                  known: dict = {},      # what its own file says, of `read_header`
+                 ) -> dict:
     "What its checkpoint in the run folder says about it; raises `UserError` when it is not for these images"
     if not hasattr(network, 'config'): raise UserError(f'{type(network).__name__} cannot be kept in a run folder: a student or a CIFAR-style ResNet can')
     shape = network.config
@@ -44,10 +50,13 @@ def _size(network: nn.Module, data: LongTailed, known: dict) -> dict:
     return dict(img_size=known.get('img_size') or data.img_size) | {k: known[k] for k in ('mixed',) if k in known}
 
 # %% ../../nbs/methods/80_imported.ipynb #199def30
-def import_checkpoint(path: str | Path, config: DataConfig = DataConfig(),
+def import_checkpoint(path: str | Path,                  # a file, not a run folder
+                      config: DataConfig = DataConfig(), # what it is tested on
                       out: str | Path | None = None,     # run folder; None: the next free name in `runs/`
-                      family: str = 'auto',              # of a teacher: ldam, paco or ce
-                      device: str = 'auto', data: LongTailed | None = None) -> Run:
+                      family: str = 'auto',              # of an official teacher: ldam, paco or ce; auto: recognised
+                      device: str = 'auto',              # cpu, cuda, mps, or auto
+                      data: LongTailed | None = None,    # the images of `config`, when they are loaded already
+                     ) -> Run:
     "Test a network of a checkpoint and keep it as a run; raises `UserError` when it does not fit the data"
     from accelerate import Accelerator
     data, device = data or long_tailed(config), choose_device(device)
@@ -62,8 +71,11 @@ def import_checkpoint(path: str | Path, config: DataConfig = DataConfig(),
     return run
 
 # %% ../../nbs/methods/80_imported.ipynb #5a987161
-def export_checkpoint(run: Run, path: str | Path, which: str = 'last') -> Path:      # weights of the 'last' or of the 'best' epoch
-    "Write a run's student as a file that the official code and timm read; raises `UserError` when the run has none"
+def export_checkpoint(run: Run,
+                      path: str | Path,        # the file to write, such as student.pth
+                      which: str = 'last',     # weights of the 'last' or of the 'best' epoch
+                     ) -> Path:                # that file
+    "Write a run's student as a file that the official code and timm read; raises `UserError` when the run has none, or the file is there"
     path = Path(path).expanduser()
     if path.exists(): raise UserError(f'{path} exists already: choose another name, or delete it')
     student = load_student(run, which)

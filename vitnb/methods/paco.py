@@ -25,7 +25,10 @@ __all__ = ['Contrastive', 'remember', 'PaCo', 'contrasting']
 # %% ../../nbs/methods/12_paco.ipynb #6f07de92
 class Contrastive(nn.Module):
     "A classifier with a projection, a slowly moving copy of both, and a queue of what the copy has seen; without a momentum there is no copy"
-    def __init__(self, network: nn.Module, dim: int, queue: int, momentum: float | None):
+    def __init__(self, network: nn.Module,      # with `forward_features` and a last layer `linear`, as a `ResNet`
+                 dim: int,                      # length of a projected feature
+                 queue: int,                    # images that are remembered
+                 momentum: float | None):       # share of itself that the copy keeps at each step
         super().__init__()
         width = network.linear.in_features
         project = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, dim))
@@ -35,7 +38,10 @@ class Contrastive(nn.Module):
         self.register_buffer('queue_labels', torch.randint(network.config.num_classes, (queue,)))
         self.pending: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, images: Tensor, second: Tensor | None = None, labels: Tensor | None = None):
+    def forward(self, images: Tensor,               # (B, channels, H, W)
+                second: Tensor | None = None,       # (B, channels, H, W) the other view of each; None: only the network answers
+                labels: Tensor | None = None,       # (B,) needed with a second view
+               ):     # (B, C); or (Q, C), (2 B + queue, dim) of length 1, (2 B + queue,), where Q is B, or 2 B without a copy
         "Logits of images; with a second view, what `paco_loss` needs: centre logits, features and labels"
         if second is None: return self.network(images)
         def seen(views: Tensor, network: nn.Module, project: nn.Module) -> tuple[Tensor, Tensor]:      # features, those on the sphere
@@ -96,7 +102,9 @@ class PaCo(TrainConfig):
     "share of the mass of the class centre that goes to the other centres (0 in GPaCo's long-tailed runs, 0.1 on all of ImageNet)"
     LIMITS: ClassVar = dict(centre_smoothing=(0, 1), alpha=(0, math.inf), temperature=(1e-3, math.inf), queue=(1, math.inf), dim=(1, math.inf), key_momentum=(0, 1))
 
-    def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
+    def learner(self, data: LongTailed, device: torch.device,
+                bf16: bool,      # without effect here: the loop switches bfloat16 on
+               ) -> Learner:
         "A residual network, its slow copy (paco) and its queue; only the first is kept"
         if self.accumulate > 1: raise UserError(f'accumulate={self.accumulate}: PaCo remembers one batch a step, use a larger batch_size instead')
         if rank_and_size()[1] > 1: raise UserError('PaCo remembers the images that it has seen and trains in one process: start it without torchrun or accelerate launch')
@@ -110,7 +118,10 @@ class PaCo(TrainConfig):
                        needs=dict(second=True), after_step=remember, part='network', about=dict(about, mixed=False))
 
 # %% ../../nbs/methods/12_paco.ipynb #0f0cf1fe
-def contrasting(config: PaCo, counts, device):
+def contrasting(config: PaCo,
+                counts,      # (C,) training images of each class
+                device,      # where the logarithms of their shares are
+               ):            # (model, batch, epoch) → {'loss': scalar}, of a `Contrastive` and a batch with a second view
     "The loss of a step"
     prior = log_prior(counts).to(device)
     def loss(model, batch: Batch, epoch: int):

@@ -23,18 +23,27 @@ __all__ = ['STRONG', 'WEAK', 'paper_data', 'paper_student', 'students', 'full_st
 # %% ../../nbs/methods/90_recipes.ipynb #e8402d1d
 STRONG = AugmentConfig(crop='resized', rand_augment=True)
 
-def paper_data(dataset: str, **changes) -> DataConfig:
+def paper_data(dataset: str,      # cifar10, cifar100, imagenet-lt or inaturalist18
+               **changes,         # other fields of `DataConfig`
+              ) -> DataConfig:
     "Images as DeiT-LT's student sees them; no validation part, as in the official runs"
     return DataConfig(dataset=dataset, order='label', val_fraction=0, img_size=224, eval_crop=.875, statistics='imagenet', **changes)
 
-def paper_student(kind: type, data: DataConfig, epochs: int, effective: int, lr: float, **changes) -> TrainConfig:
+def paper_student(kind: type,           # ViT, DeiT, DeiTLT, DearKD or DearKDLT
+                  data: DataConfig,     # such as that of `paper_data`
+                  epochs: int,
+                  effective: int,       # images for each move of the weights, a multiple of 128
+                  lr: float,            # after the warm-up; not scaled by the batch
+                  **changes,            # other fields of `kind`
+                 ) -> TrainConfig:
     "Settings that all students of the paper share, for one GPU"
     if kind is not ViT and data.dataset.startswith('cifar'): changes['teacher_size'] = 32     # without smoothing
     return kind(data=data, augment=STRONG, student='base', epochs=epochs, batch_size=128, accumulate=effective // 128, repeats=3, lr=lr,
                 min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=5, weight_decay=.05, drop_path=.1, **changes)
 
 # %% ../../nbs/methods/90_recipes.ipynb #32802510
-def students(kind: type) -> dict[str, TrainConfig]:
+def students(kind: type,      # ViT, DeiT, DeiTLT, DearKD or DearKDLT
+            ) -> dict[str, TrainConfig]:
     "Recipes of a method that trains a student"
     late = kind in (DeiTLT, DearKDLT)      # that re-weight in the last epochs
     cifar = lambda name: paper_student(kind, paper_data(name), 1200, 1024, 2.5e-4, **(dict(drw_start=1100 / 1200) if late else {}))
@@ -43,7 +52,8 @@ def students(kind: type) -> dict[str, TrainConfig]:
             'cifar10-lt': cifar('cifar10'), 'cifar100-lt': cifar('cifar100'),
             'imagenet-lt': large('imagenet-lt', 1400, 1200), 'inaturalist-2018': large('inaturalist18', 1000, 900)}
 
-def full_student(kind: type) -> TrainConfig:
+def full_student(kind: type,      # ViT, DeiT, DeiTLT, DearKD or DearKDLT
+                ) -> TrainConfig:
     "Fashion-MNIST at full size, for one GPU: all 6 000 images of the largest class, a deeper student, smaller patches"
     return kind(data=DataConfig(dataset='fashion-mnist-full'), student='tiny', patch_size=4, epochs=300, lr=1e-3)
 
@@ -83,7 +93,9 @@ def recipes(method: str) -> dict[str, TrainConfig]:
     if method in kinds: return students(kinds[method])
     return {'teacher': teachers, 'paco': contrastive_teachers}.get(method, dict)()
 
-def recipe(method: str, name: str) -> TrainConfig:
+def recipe(method: str,      # such as deit-lt
+           name: str,        # such as cifar10-lt
+          ) -> TrainConfig:
     "The settings of that name; raises `UserError` that lists the names there are"
     known = recipes(method)
     if not known: raise UserError(f'method {method} has no recipes')

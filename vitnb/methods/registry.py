@@ -36,7 +36,10 @@ def method(name: str) -> type[TrainConfig]:
     return methods()[choose('method', name, methods())]
 
 # %% ../../nbs/methods/00_registry.ipynb #15df50a4
-def resume(run: str | Path, data=None, quiet: bool = False) -> Run:     # data: a `LongTailed`, when it is loaded already
+def resume(run: str | Path,        # its folder
+           data=None,              # a `LongTailed`, when it is loaded already; None: loaded as the run's settings say
+           quiet: bool = False,    # no progress bar and no printed lines
+          ) -> Run:                # as it was, when it had finished already
     "Go on with a run that was ended before its time; raises `UserError` when it cannot be"
     found = open_run(run)
     if found.status['state'] == 'finished' and found.config['method'] not in methods(): return found      # imported, say

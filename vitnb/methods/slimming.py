@@ -56,7 +56,9 @@ class Plan:
         return replace(base, embed_dims=self.widths, depths=self.depths, num_vit=self.num_3d)
 
 # %% ../../nbs/methods/86_slimming.ipynb #14298f59
-def plan_of(config: EfficientFormerConfig) -> Plan: return Plan(config.embed_dims, config.depths, config.num_vit)
+def plan_of(config: EfficientFormerConfig) -> Plan:
+    "The plan that a backbone has"
+    return Plan(config.embed_dims, config.depths, config.num_vit)
 
 def read_plan(text: str) -> Plan:      # such as '32-64-96-128/2-2-3-3/3'
     "A plan as `str` writes it; raises `UserError` for anything else"
@@ -75,21 +77,30 @@ class MixedBlock(nn.Module):
         self.raw = nn.Parameter(torch.full((len(self.kinds),), math.log(math.e - 1)))
 
     @property
-    def alpha(self) -> Tensor: return F.softplus(self.raw)      # (paths,) positive
+    def alpha(self) -> Tensor:      # (paths,) positive
+        "How important each path is, in the order of `kinds`"
+        return F.softplus(self.raw)
 
-    def run(self, kind: str, x: Tensor) -> Tensor:     # (B, C, H, W) to the same
+    def run(self, kind: str,      # '4D', '3D', or 'I' for the identity
+            x: Tensor,            # (B, C, H, W)
+           ) -> Tensor:           # (B, C, H, W)
         "One of the paths, on a picture"
         if kind == 'I': return x
         path = self.paths[f'path_{kind}']
         return path(x) if kind == '4D' else path(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
 
-    def forward(self, x: Tensor, tau: float) -> Tensor:
+    def forward(self, x: Tensor,      # (B, C, H, W)
+                tau: float,           # temperature; the smaller, the nearer to one path alone
+               ) -> Tensor:           # (B, C, H, W)
+        "All paths, mixed; in training with noise"
         noise = torch.rand_like(self.raw) if self.training else 0.
         shares = ((self.alpha.float() + noise) / tau).softmax(0)
         return sum(share * self.run(kind, x) for share, kind in zip(shares, self.kinds))
 
 # %% ../../nbs/methods/86_slimming.ipynb #e46d9336
-def pieces_of(base: EfficientFormerConfig, stage: int, width: int,
+def pieces_of(base: EfficientFormerConfig,          # says all else
+              stage: int,                           # from 0
+              width: int,                           # channels of that stage
               before: int | None = None,            # width of the stage before; None: as in `base`
              ) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:   # stem or step down, MB4D, MB3D, the whole
     "The modules of one stage, freshly made, and the network they were taken from"
@@ -114,9 +125,12 @@ class Supernet(nn.Module):
         whole = made[-1][-1]
         self.norm, self.head, self.head_dist = whole.norm, whole.head, whole.head_dist
 
-    def no_weight_decay(self) -> set[str]: return {n for n, _ in self.named_parameters() if 'attention_biases' in n}
+    def no_weight_decay(self) -> set[str]:
+        "Names of the weights that weight decay spares"
+        return {n for n, _ in self.named_parameters() if 'attention_biases' in n}
 
     def forward(self, x: Tensor) -> TokenLogits:     # (B, channels, side, side)
+        "What the mixture of all its networks answers"
         for step, blocks in zip(self.steps, self.stages):
             x = step(x)
             for block in blocks: x = block(x, self.tau)
@@ -134,9 +148,14 @@ class Subnet:
         if any('3D' in p for p in self.paths[:-1]) or '3D4D' in ''.join(k for k in self.paths[-1] if k != 'I'): raise ValueError(f'{self.paths}: MB3D only at the end of the last stage')
 
     @property
-    def plan(self) -> Plan: return Plan(self.widths, tuple(sum(k != 'I' for k in p) for p in self.paths), self.paths[-1].count('3D'))
+    def plan(self) -> Plan:
+        "Its shape, without the identities"
+        return Plan(self.widths, tuple(sum(k != 'I' for k in p) for p in self.paths), self.paths[-1].count('3D'))
 
-    def put(self, stage: int, place: int, kind: str) -> Subnet:
+    def put(self, stage: int,      # from 0
+            place: int,            # from 0
+            kind: str,             # '4D', '3D' or 'I'
+           ) -> Subnet:
         "The same with another path at one place"
         return replace(self, paths=tuple(tuple(kind if (s, i) == (stage, place) else k for i, k in enumerate(p)) for s, p in enumerate(self.paths)))
 
@@ -152,7 +171,10 @@ AXES = {'ls1.gamma': 'c', 'ls2.gamma': 'c', 'norm1.weight': 'c', 'norm1.bias': '
         **{f'mlp.norm{n}.{part}': axis for n, axis in ((1, 'h'), (2, 'c')) for part in BATCH_NORM},
         'token_mixer.qkv.weight': '.c', 'token_mixer.proj.weight': 'c.', 'token_mixer.proj.bias': 'c'}    # what the axes of a block's tensors are: channels, hidden units, other
 
-def taken(source: Mapping[str, Tensor], axes: Mapping[str, str], **rows: Tensor) -> dict[str, Tensor]:     # rows: axis → the indices that are kept
+def taken(source: Mapping[str, Tensor],     # a state dict
+          axes: Mapping[str, str],          # a tensor's name → a letter for each of its axes, as in `AXES`
+          **rows: Tensor,                   # letter → the indices that are kept
+         ) -> dict[str, Tensor]:
     "A state dict of which only some rows of some axes are kept"
     kept = {}
     for name, value in source.items():
@@ -161,7 +183,7 @@ def taken(source: Mapping[str, Tensor], axes: Mapping[str, str], **rows: Tensor)
         kept[name] = value
     return kept
 
-def best(scores: Tensor, number: int) -> Tensor:     # the indices, in their order
+def best(scores: Tensor, number: int) -> Tensor:     # (number,) the indices, smallest first
     "Where the largest scores are"
     return scores.argsort(descending=True, stable=True)[:number].sort().values
 
@@ -196,12 +218,17 @@ def cut_out(supernet: Supernet, subnet: Subnet) -> nn.Module:
     for name in ('head', 'head_dist'): getattr(network, name).load_state_dict(taken(getattr(supernet, name).state_dict(), dict(weight='.c'), c=kept[-1]))
     return network
 
-def step_weights(step: nn.Module, kept: Tensor, before: Tensor) -> dict[str, Tensor]:
+def step_weights(step: nn.Module,
+                 kept: Tensor,              # indices of the channels behind it
+                 before: Tensor,            # indices of the channels in front of it
+                ) -> dict[str, Tensor]:     # a state dict
     "A step down between two stages of which some channels are kept"
     axes = {'conv.weight': 'ci', 'conv.bias': 'c', **{f'norm.{part}': 'c' for part in BATCH_NORM}}
     return taken(step.state_dict(), axes, c=kept, i=before)
 
-def stem_weights(stem: nn.Module, kept: Tensor) -> dict[str, Tensor]:
+def stem_weights(stem: nn.Module,
+                 kept: Tensor,              # indices of the channels behind it
+                ) -> dict[str, Tensor]:     # a state dict
     "A stem of which some channels are kept, and half as many between its two convolutions"
     axes = {'conv1.weight': 'h', 'conv1.bias': 'h', 'conv2.weight': 'ch', 'conv2.bias': 'c', **{f'norm{n}.{part}': axis for n, axis in ((1, 'h'), (2, 'c')) for part in BATCH_NORM}}
     between = stem.norm1.weight.abs() * stem.conv2.weight.transpose(0, 1).flatten(1).norm(dim=1)
@@ -209,8 +236,10 @@ def stem_weights(stem: nn.Module, kept: Tensor) -> dict[str, Tensor]:
 
 # %% ../../nbs/methods/86_slimming.ipynb #51c17888
 @torch.inference_mode()
-def interleaved_ms(actions: Mapping[str, Callable], repeats: int, device: torch.device | str = 'cpu',
-                   quantile: float = .5,      # .5: the median; lower where other programs interrupt
+def interleaved_ms(actions: Mapping[str, Callable],     # name → a function without arguments
+                   repeats: int,                        # of each action
+                   device: torch.device | str = 'cpu',
+                   quantile: float = .5,                # .5: the median; lower where other programs interrupt
                    clock: Callable[[], float] = time.perf_counter,    # or `time.process_time`, on one thread of a busy CPU
                   ) -> dict[str, float]:
     "The time of each action in milliseconds, when they take turns"
@@ -245,15 +274,20 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        "Read a table that `save` wrote"
+        "Read a table that `save` wrote; raises `UserError` for anything else"
         try: return cls(**json.loads(Path(path).read_text()))
         except (OSError, ValueError, TypeError) as e: raise UserError(f'{path} is not a latency table: measure it again') from e
 
 # %% ../../nbs/methods/86_slimming.ipynb #9f5c2ac5
-def table_widths(width: int, step: int = 16) -> list[int]: return sorted({*range(step, width, step), width})
+def table_widths(width: int, step: int = 16) -> list[int]:
+    "The multiples of `step` below a width, and the width itself"
+    return sorted({*range(step, width, step), width})
 
 @torch.inference_mode()
-def table_pieces(base: EfficientFormerConfig, batch: int, step: int, device: torch.device | str) -> dict[str, Callable]:
+def table_pieces(base: EfficientFormerConfig,     # the supernet's shape
+                 batch: int,                      # images at a time
+                 step: int,                       # of the widths, in channels
+                 device: torch.device | str) -> dict[str, Callable]:
     "What is timed: every entry of the table as a function"
     actions, x = {}, torch.randn(batch, base.in_chans, base.img_size, base.img_size, device=device)
     for s, largest in enumerate(base.embed_dims):
@@ -273,7 +307,8 @@ def table_pieces(base: EfficientFormerConfig, batch: int, step: int, device: tor
     return actions
 
 # %% ../../nbs/methods/86_slimming.ipynb #6e8e2509
-def monotone(entries: Mapping[str, float]) -> dict[str, float]:
+def monotone(entries: Mapping[str, float],     # those of a `LatencyTable`, as measured
+            ) -> dict[str, float]:             # the same, smoothed
     "A table in which nothing gets slower by being narrower"
     kinds: dict[str, dict[tuple[int, ...], float]] = {}
     for name, ms in entries.items():
@@ -291,10 +326,10 @@ def monotone(entries: Mapping[str, float]) -> dict[str, float]:
 
 def latency_table(base: EfficientFormerConfig,     # the supernet's shape
                   batch: int = 32,                 # images at a time (ours)
-                  repeats: int = 30,
+                  repeats: int = 30,               # of each piece
                   device: torch.device | str = 'cpu',
-                  step: int = 16,                  # of the widths
-                  quantile: float = .5,            # of the repeats
+                  step: int = 16,                  # of the widths, in channels
+                  quantile: float = .5,            # of the repeats; .5: the median
                  ) -> LatencyTable:
     "Measure what every piece costs here"
     measured = interleaved_ms(table_pieces(base, batch, step, device), repeats, device, quantile)
@@ -302,8 +337,14 @@ def latency_table(base: EfficientFormerConfig,     # the supernet's shape
     return LatencyTable(monotone(measured), about)
 
 # %% ../../nbs/methods/86_slimming.ipynb #d764deff
-def measured_ms(plans: Sequence[Plan], base: EfficientFormerConfig, batch: int = 32, repeats: int = 30, device: torch.device | str = 'cpu',
-                quantile: float = .5, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+def measured_ms(plans: Sequence[Plan],
+                base: EfficientFormerConfig,                       # says all else, such as the image size
+                batch: int = 32,                                   # images at a time
+                repeats: int = 30,                                 # of each network
+                device: torch.device | str = 'cpu',
+                quantile: float = .5,                              # of the repeats; .5: the median
+                clock: Callable[[], float] = time.perf_counter,    # as for `interleaved_ms`
+               ) -> list[float]:                                   # of each plan
     "The latency of whole networks in inference form, measured in turns; in milliseconds"
     x = torch.randn(batch, base.in_chans, base.img_size, base.img_size, device=device)
     networks = {str(plan): folded(plan.config(base).build()).to(device) for plan in plans}
@@ -315,7 +356,10 @@ def importances(supernet: Supernet) -> list[list[float]]:     # of each stage an
     "α of the blocks over α of the identity"
     return [[(block.alpha[:-1].sum() / block.alpha[-1]).item() for block in stage] for stage in supernet.stages]
 
-def actions(subnet: Subnet, importance: Sequence[Sequence[float]], step: int = 16) -> Iterator[tuple[str, str, Subnet]]:
+def actions(subnet: Subnet,                            # where the search stands
+            importance: Sequence[Sequence[float]],     # of each stage and place, as from `importances`
+            step: int = 16,                            # narrower stages have a multiple of this many channels
+           ) -> Iterator[tuple[str, str, Subnet]]:
     "What can be done next: kind, words, and what is left; of each kind the first is the one to take"
     left = [[i for i, kind in enumerate(paths) if kind != 'I'] for paths in subnet.paths]
     last, final = len(left) - 1, subnet.paths[-1].count('3D')
@@ -328,7 +372,11 @@ def actions(subnet: Subnet, importance: Sequence[Sequence[float]], step: int = 1
         for width in reversed(table_widths(subnet.widths[s], step)[:-1]):
             yield 'width', f'stage {s + 1} keeps {width} channels', replace(subnet, widths=tuple(width if t == s else w for t, w in enumerate(subnet.widths)))
 
-def candidates(subnet: Subnet, importance, ms: Callable[[Plan], float], step: int = 16) -> dict[str, tuple[str, Subnet]]:
+def candidates(subnet: Subnet,                     # where the search stands
+               importance,                         # of each stage and place, as from `importances`
+               ms: Callable[[Plan], float],        # the latency of a plan, such as `LatencyTable.ms`
+               step: int = 16,                     # narrower stages have a multiple of this many channels
+              ) -> dict[str, tuple[str, Subnet]]:  # kind → words, and what is left
     "The action of each kind that saves time"
     found: dict[str, tuple[str, Subnet]] = {}
     for kind, words, after in actions(subnet, importance, step):
@@ -346,11 +394,13 @@ class Step:
     accuracy: float | None   # of what is left, with the supernet's weights, in per cent
     tried: dict[str, float]  # kind → per cent lost for each millisecond saved
 
-def slim(start: Subnet, importance: Sequence[Sequence[float]],
+def slim(start: Subnet,                            # such as `largest_subnet`
+         importance: Sequence[Sequence[float]],    # of each stage and place, as from `importances`
          ms: Callable[[Plan], float],              # the latency of a plan, such as `LatencyTable.ms`
          accuracy: Callable[[Subnet], float],      # of a subnet in per cent
          budget: float,                            # in the unit of `ms`
-         step: int = 16) -> list[Step]:            # the first is the start, the last meets the budget
+         step: int = 16,                           # narrower stages have a multiple of this many channels
+        ) -> list[Step]:                           # the first is the start, the last meets the budget
     "Take away what costs the least accuracy for each millisecond, until the budget is met; raises `UserError` when nothing is left to take"
     way = [Step('all of the supernet', 'start', start, ms(start.plan), accuracy(start), {})]
     while way[-1].ms > budget:
@@ -363,13 +413,16 @@ def slim(start: Subnet, importance: Sequence[Sequence[float]],
         way.append(replace(then, tried={kind: loss for kind, (loss, _) in tried.items()}))
     return way
 
-def within(way: Sequence[Step], budget: float) -> Step:
+def within(way: Sequence[Step],      # of `slim` or `search`; some step must meet the budget
+           budget: float,            # milliseconds
+          ) -> Step:
     "The first step of a search that meets a budget"
     return next(s for s in way if s.ms <= budget)
 
 # %% ../../nbs/methods/86_slimming.ipynb #053c7b44
 @torch.no_grad()
-def take_statistics(network: nn.Module, views: Sequence[Tensor]):      # batches of normalised images
+def take_statistics(network: nn.Module,
+                    views: Sequence[Tensor]):      # (B, channels, H, W) each, batches of normalised images
     "Take the batch norms' statistics anew, as the mean over these batches"
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     for m in norms: m.reset_running_stats(); m.momentum = None
@@ -378,10 +431,13 @@ def take_statistics(network: nn.Module, views: Sequence[Tensor]):      # batches
     for m in norms: m.momentum = .1
     network.eval()
 
-def subnet_accuracy(supernet: Supernet, data: LongTailed, bf16: bool = False,
+def subnet_accuracy(supernet: Supernet,          # trained
+                    data: LongTailed,
+                    bf16: bool = False,          # compute in bfloat16
                     calibration: int = 1024,     # training images for the batch norms
-                    seed: int = 0) -> Callable[[Subnet], float]:
-    "A function that says how often a subnet is right on the validation part, in per cent, every class counting the same"
+                    seed: int = 0,               # which images these are
+                   ) -> Callable[[Subnet], float]:
+    "A function that says how often a subnet is right on the validation part, in per cent, every class counting the same; raises `UserError` without that part"
     if data.val is None: raise UserError('slimming compares networks on the validation part, and there is none: set val_fraction above 0')
     device, random = next(supernet.parameters()).device, torch.Generator().manual_seed(seed_of(seed, 'calibration'))
     chosen = torch.randperm(len(data.train), generator=random)[:calibration]
@@ -394,13 +450,22 @@ def subnet_accuracy(supernet: Supernet, data: LongTailed, bf16: bool = False,
     return accuracy
 
 # %% ../../nbs/methods/86_slimming.ipynb #a475760d
-def uniform_plan(plan: Plan, factor: float, multiple: int = 4) -> Plan:
+def uniform_plan(plan: Plan,
+                 factor: float,        # of the widths, not of the latency
+                 multiple: int = 4,    # widths are a multiple of this
+                ) -> Plan:
     "All widths multiplied by one factor and rounded"
     return replace(plan, widths=tuple(max(multiple, round(w * factor / multiple) * multiple) for w in plan.widths))
 
-def random_plan(largest: Plan, ms: Callable[[Plan], float], low: float, high: float,     # latency between these two
-                seed: int, step: int = 16, tries: int = 100_000) -> Plan:
-    "A plan drawn from the search space, the first whose latency fits"
+def random_plan(largest: Plan,                  # no stage is wider or deeper
+                ms: Callable[[Plan], float],    # the latency of a plan, such as `LatencyTable.ms`
+                low: float,                     # the least latency that fits, in the unit of `ms`
+                high: float,                    # and the greatest
+                seed: int,
+                step: int = 16,                 # of the widths, in channels
+                tries: int = 100_000,           # plans drawn before it gives up
+               ) -> Plan:
+    "A plan drawn from the search space, the first whose latency fits; raises `UserError` when none does"
     draw = random.Random(seed)
     for _ in range(tries):
         depths = tuple(draw.randint(1, n) for n in largest.depths)
@@ -408,8 +473,13 @@ def random_plan(largest: Plan, ms: Callable[[Plan], float], low: float, high: fl
         if low <= ms(plan) <= high: return plan
     raise UserError(f'no plan between {low:.2f} and {high:.2f} ms was found: widen the range')
 
-def slim_by_importance(start: Subnet, importance: Sequence[Sequence[float]], ms: Callable[[Plan], float], budget: float, step: int = 16) -> list[Step]:
-    "Width, depth and attention in turn, the least important first, until the budget is met"
+def slim_by_importance(start: Subnet,                            # such as `largest_subnet`
+                       importance: Sequence[Sequence[float]],    # of each stage and place, as from `importances`
+                       ms: Callable[[Plan], float],              # the latency of a plan, such as `LatencyTable.ms`
+                       budget: float,                            # in the unit of `ms`
+                       step: int = 16,                           # narrower stages have a multiple of this many channels
+                      ) -> list[Step]:                           # as of `slim`, without accuracies
+    "Width, depth and attention in turn, the least important first, until the budget is met; raises `UserError` when nothing is left to take"
     way, turn = [Step('all of the supernet', 'start', start, ms(start.plan), None, {})], 0
     while way[-1].ms > budget:
         found = candidates(way[-1].subnet, importance, ms, step)
@@ -442,9 +512,13 @@ class Slimming(TrainConfig):
         "The largest network of the search"
         return search_space(self.student, self.widths, self.depths, data)
 
-    def tau(self, epoch: int) -> float: return self.tau_start * (self.tau_end / self.tau_start) ** (epoch / max(1, self.epochs - 1))
+    def tau(self, epoch: int) -> float:
+        "The temperature of an epoch, counted from 0"
+        return self.tau_start * (self.tau_end / self.tau_start) ** (epoch / max(1, self.epochs - 1))
 
-    def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
+    def learner(self, data: LongTailed, device: torch.device,
+                bf16: bool,      # without effect here: the loop switches bfloat16 on
+               ) -> Learner:
         "All candidate blocks and their importance, with one loss"
         choose('loss of a supernet', self.loss, ('ce', 'balanced-softmax', 'logit-adjustment'))
         shape, criterion = self.shape(data), vit_loss(named_loss(self.loss, data.train.counts, device))
@@ -458,14 +532,20 @@ class Slimming(TrainConfig):
         return Learner(supernet, loss, about=about, notes=[f'supernet of {plan_of(shape)}: the temperature falls from {self.tau(0):g} to {self.tau(self.epochs - 1):g}'])
 
 # %% ../../nbs/methods/86_slimming.ipynb #54bb70c6
-def search_space(student: str, widths: Sequence[int], depths: Sequence[int], data: LongTailed) -> EfficientFormerConfig:
+def search_space(student: str,               # such as efficientformer-nano
+                 widths: Sequence[int],      # channels of each stage; (): that EfficientFormer's
+                 depths: Sequence[int],      # blocks of each stage; (): that EfficientFormer's
+                 data: LongTailed,
+                ) -> EfficientFormerConfig:
     "The largest network of a search, for the data at hand; raises `UserError` when there is none"
     choose('EfficientFormer', student, EfficientFormerConfig.PRESETS)
     shape = EfficientFormerConfig.of_preset(student, data.img_size, data.channels, data.num_classes)
     plan = Plan(tuple(widths) or shape.embed_dims, tuple(depths) or shape.depths, (tuple(depths) or shape.depths)[-1])
     return replace(of_same_stages(plan, shape, student).config(shape), drop_path_rate=0.)
 
-def of_same_stages(plan: Plan, shape: EfficientFormerConfig, name: str) -> Plan:
+def of_same_stages(plan: Plan, shape: EfficientFormerConfig,      # of the preset
+                   name: str,                                     # of the preset, for the message
+                  ) -> Plan:
     "The plan; raises `UserError` when its stages are not as many as those of a preset"
     if len(plan.widths) != len(shape.embed_dims): raise UserError(f'the plan {plan} has {len(plan.widths)} stages, {name} has {len(shape.embed_dims)}: give each of them a width and a depth')
     return plan
@@ -480,20 +560,25 @@ class Slimmed(ViT):
     plan: str = ''
     "its shape as widths/depths/number of token blocks, such as 32-64-96-128/2-2-3-3/3; None: the preset's"
 
-    def shape(self, data: LongTailed, use_dist: bool = True) -> EfficientFormerConfig:
+    def shape(self, data: LongTailed,
+              use_dist: bool = True,      # a second head; otherwise the first answers for both
+             ) -> EfficientFormerConfig:
         "The plan's, for the data at hand"
         choose('EfficientFormer', self.student, EfficientFormerConfig.PRESETS)
         shape = EfficientFormerConfig.of_preset(self.student, data.img_size, data.channels, data.num_classes, self.patch_size, self.drop_path, use_dist)
         return of_same_stages(read_plan(self.plan), shape, self.student).config(shape) if self.plan else shape
 
-    def make_student(self, data: LongTailed, device: torch.device, use_dist: bool = True) -> tuple[nn.Module, dict]:
+    def make_student(self, data: LongTailed, device: torch.device,
+                     use_dist: bool = True,      # as for `shape`
+                    ) -> tuple[nn.Module, dict]:
         "The network of the plan, in the order of memory that convolutions like, and what its checkpoint says about itself"
         network, about = super().make_student(data, device, use_dist)
         return network.to(memory_format=torch.channels_last), about
 
 # %% ../../nbs/methods/86_slimming.ipynb #875c785f
-def load_supernet(run: str | Path) -> tuple[Supernet, LongTailed]:
-    "The supernet of a finished run of `slimming`, and its data"
+def load_supernet(run: str | Path,                 # its folder
+                 ) -> tuple[Supernet, LongTailed]: # the first on the CPU, in evaluation mode
+    "The supernet of a finished run of `slimming`, and its data; raises `UserError` for a run of another method"
     run = open_run(run)
     if run.config['method'] != 'slimming': raise UserError(f'{run.path} is a run of {run.config["method"]}: give one of slimming, whose network holds all candidate blocks')
     config = read_settings(run.config['config'], Slimming)
@@ -505,9 +590,9 @@ def load_supernet(run: str | Path) -> tuple[Supernet, LongTailed]:
 
 def search(supernet: Supernet, data: LongTailed, table: LatencyTable,
            share: float = .5,          # of the largest network's latency that is left
-           bf16: bool = False,
+           bf16: bool = False,         # subnets answer in bfloat16
            calibration: int = 1024,    # training images for the batch norms of each subnet
           ) -> list[Step]:
-    "Slim a trained supernet to a share of its latency"
+    "Slim a trained supernet to a share of its latency; raises `UserError` when that cannot be met, or without a validation part"
     start = largest_subnet(supernet.config)
     return slim(start, importances(supernet), table.ms, subnet_accuracy(supernet, data, bf16, calibration), share * table.ms(start.plan), table.about.get('step', 16))

@@ -53,7 +53,9 @@ class Teacher(TrainConfig):
     "share of the epochs before re-weighting starts; 0: from the first epoch (class-balanced), 1: never"
     LIMITS: ClassVar = dict(max_margin=(0, math.inf), scale=(0, math.inf), gamma=(0, math.inf), tau=(0, math.inf), drw_start=(0, 1), beta=(0, 1))
 
-    def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
+    def learner(self, data: LongTailed, device: torch.device,
+                bf16: bool,      # without effect here: the loop switches bfloat16 on
+               ) -> Learner:
         "A network with the chosen loss"
         start = drw_epoch(self.epochs, self.drw_start)
         if self.augment.mixes and self.loss in ('ldam', 'focal'): raise UserError(f'loss {self.loss} needs one label for each image: set mixup and cutmix to 0')
@@ -65,7 +67,13 @@ class Teacher(TrainConfig):
                        sampler=lambda epoch: 'class' if self.deferred == 'sampler' and epoch >= start else '', about=dict(about, mixed=self.augment.mixes))
 
 # %% ../../nbs/methods/10_teacher.ipynb #fef36b77
-def new_teacher(network: str, depth: int, data: LongTailed, device: torch.device, cosine: bool, seed: int) -> tuple[ResNet | TimmNetwork, dict]:
+def new_teacher(network: str,           # cifar: the residual network of that depth; otherwise the name of a timm model
+                depth: int,             # layers, 6 n + 2: 8, 20, 32, …; without effect on a timm model
+                data: LongTailed,       # for its channels, classes and image size
+                device: torch.device,
+                cosine: bool,           # a cosine head, as LDAM needs it; otherwise a linear one
+                seed: int,              # of the weights
+               ) -> tuple[ResNet | TimmNetwork, dict]:
     "A network for the data at hand, and what its checkpoint says about itself; raises `UserError` when it cannot see such images"
     config = TeacherConfig(depth, data.channels, data.num_classes, cosine, network, None if network == 'cifar' else data.img_size)
     made = make_teacher(config, seed).to(device, memory_format=torch.channels_last)
@@ -73,7 +81,11 @@ def new_teacher(network: str, depth: int, data: LongTailed, device: torch.device
     return made, dict(kind='teacher', config=asdict(config), **data.known(), img_size=data.img_size)
 
 # %% ../../nbs/methods/10_teacher.ipynb #035555b6
-def teacher_loss(config: Teacher, counts, device, start: int):
+def teacher_loss(config: Teacher,
+                 counts,          # (C,) training images of each class
+                 device,          # where the class weights are
+                 start: int,      # first epoch, from 0, with class weights; without effect where `config.deferred` is sampler
+                ):                # (model, batch, epoch) → {'loss': scalar}
     "The loss of a step, weighted from epoch `start` on"
     criterion = named_loss(config.loss, counts, device, config.max_margin, config.scale, config.gamma, config.tau)
     weights = drw_weights(counts, start, start, config.beta).to(device) if config.deferred == 'weights' else None

@@ -35,11 +35,15 @@ class TrainStudent(TrainConfig):
     mhca: MhcaSettings = MhcaSettings()
     LIMITS: ClassVar = dict(drop_path=(0, .99), beta=(0, 1))
 
-    def shape(self, data: LongTailed, use_dist: bool = True):
+    def shape(self, data: LongTailed,
+              use_dist: bool = True,      # a head for DIST, where the backbone can have one; otherwise CLS answers for both
+             ):                           # such as a `StudentConfig`
         "The backbone's configuration for the data at hand"
         return student_config(self.student, data.img_size, data.channels, data.num_classes, self.patch_size, self.drop_path, use_dist)
 
-    def make_student(self, data: LongTailed, device: torch.device, use_dist: bool = True) -> tuple[torch.nn.Module, dict]:
+    def make_student(self, data: LongTailed, device: torch.device,
+                     use_dist: bool = True,      # as for `shape`
+                    ) -> tuple[torch.nn.Module, dict]:
         "The student for the data at hand, and what its checkpoint says about itself"
         shape = self.mhca.of(self.shape(data, use_dist))
         return make_student(shape, self.seed).to(device), dict(about_student(shape), **data.known())
@@ -57,7 +61,9 @@ class ViT(TrainStudent):
     "share of the epochs before the loss is re-weighted and mixing ends; 1: never"
     LIMITS: ClassVar = dict(tau=(0, math.inf), drw_start=(0, 1))
 
-    def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
+    def learner(self, data: LongTailed, device: torch.device,
+                bf16: bool,      # without effect here: the loop switches bfloat16 on
+               ) -> Learner:
         "Half of the loss from each head"
         choose('loss of a student', self.loss, ('ce', 'balanced-softmax', 'logit-adjustment'))
         student, about = self.make_student(data, device)
@@ -66,7 +72,10 @@ class ViT(TrainStudent):
         return Learner(student, vit_loss(named_loss(self.loss, counts, device, tau=self.tau), weights, start), lambda epoch: epoch < start, about=about)
 
 # %% ../../nbs/methods/20_vit.ipynb #abee979e
-def vit_loss(criterion=cross_entropy, weights: torch.Tensor | None = None, start: float = math.inf):
+def vit_loss(criterion=cross_entropy,                  # (logits, targets, class weights or None) → scalar
+             weights: torch.Tensor | None = None,      # (C,) for targets that are class numbers; None: every class weighs the same
+             start: float = math.inf,                  # first epoch, from 0, in which they count
+            ):                                         # (model, batch, epoch) → 'loss' and its parts 'cls' and 'dist'
     "The loss of a step: ½ L(CLS, y) + ½ L(DIST, y), weighted from epoch `start` on"
     def loss(model: torch.nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
         logits, w = model(batch.images), weights if epoch >= start else None
