@@ -43,28 +43,42 @@ class AugmentConfig:
     LIMITS: ClassVar = dict(pad=(0, math.inf), min_area=(.001, 1), erase=(0, 1), mixup=(0, math.inf), cutmix=(0, math.inf), smoothing=(0, 1))
 
     @property
-    def mixes(self) -> bool: return self.mixup > 0 or self.cutmix > 0
+    def mixes(self) -> bool:
+        "Whether Mixup or CutMix is on"
+        return self.mixup > 0 or self.cutmix > 0
 
 # %% ../../nbs/data/20_batches.ipynb #f159213c
-def epoch_steps(num_images: int, batch_size: int) -> int:
+def epoch_steps(num_images: int,    # in the training set
+                batch_size: int,    # images; even, at least 2
+               ) -> int:
     "Batches in an epoch; raises `UserError` when there are too few images for one"
     if batch_size < 2 or batch_size % 2: raise UserError(f'batch_size={batch_size} must be even and at least 2, because mixing pairs images')
     if num_images < batch_size:
         raise UserError(f'{num_images} training images do not fill a batch of {batch_size}: use a smaller batch_size (--batch-size)')
     return num_images // batch_size
 
-def batch_indices(num_images: int, batch_size: int, seed: int, epoch: int, step: int) -> torch.Tensor:
+def batch_indices(num_images: int,     # in the training set
+                  batch_size: int,     # images
+                  seed: int,           # of the run
+                  epoch: int,          # number of the epoch, from 0
+                  step: int,           # number of the batch in the epoch, from 0
+                 ) -> torch.Tensor:    # int64
     "The images of one batch, shape (batch_size,)"
     return epoch_order(num_images, seed, epoch)[step * batch_size:(step + 1) * batch_size].clone()
 
 @lru_cache(4)      # of some hundred thousand images, drawing it again for every step would take longer than many a step
-def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
+def epoch_order(num_images: int,     # in the training set
+                seed: int,           # of the run
+                epoch: int,          # number of the epoch, from 0
+               ) -> torch.Tensor:    # int64
     "All images in the order of an epoch, shape (num_images,); not to be changed"
     return torch.randperm(num_images, generator=generator(seed, 'order', epoch))
 
 # %% ../../nbs/data/20_batches.ipynb #b2464ec0
-def pad_crop(images: torch.Tensor,            # (B, channels, H, W)
-             pad: int, random: Draws) -> torch.Tensor:
+def pad_crop(images: torch.Tensor,    # (B, channels, H, W)
+             pad: int,                # pixels
+             random: Draws,           # a fresh one of the same name gives the same result
+            ) -> torch.Tensor:        # (B, channels, H, W)
     "Move each image by up to `pad` pixels in both directions, filling with zeros"
     B, C, H, W = images.shape
     dy, dx = random.randint(2 * pad + 1, 2, B).to(images.device)
@@ -76,7 +90,8 @@ def pad_crop(images: torch.Tensor,            # (B, channels, H, W)
 
 # %% ../../nbs/data/20_batches.ipynb #01afd0a9
 def resized_crop(images: torch.Tensor,        # (B, channels, H, W) float
-                 min_area: float, random: Draws,
+                 min_area: float,             # share of the image, above 0 and up to 1
+                 random: Draws,               # a fresh one of the same name gives the same result
                  size: int | None = None,     # side in pixels; None: as before
                 ) -> torch.Tensor:            # (B, channels, size, size)
     "A random area (from `min_area` to all) and aspect ratio (3/4 to 4/3) of each image, at one size"
@@ -92,8 +107,9 @@ def resized_crop(images: torch.Tensor,        # (B, channels, H, W) float
 
 # %% ../../nbs/data/20_batches.ipynb #fd56cd99
 def erase_rectangles(images: torch.Tensor,    # (B, channels, H, W) normalised
-                     share: float,            # of the images
-                     random: Draws) -> torch.Tensor:
+                     share: float,            # of the images, from 0 to 1
+                     random: Draws,           # a fresh one of the same name gives the same result
+                    ) -> torch.Tensor:        # (B, channels, H, W)
     "Replace a rectangle of 2 % to a third of the area by normal noise in a share of the images (Zhong et al. 2017)"
     B, _, H, W = images.shape
     chosen, area, ratio, x, y = random.rand(5, B)
@@ -108,14 +124,18 @@ def erase_rectangles(images: torch.Tensor,    # (B, channels, H, W) normalised
     return torch.where(inside.to(images.device), noise, images)
 
 # %% ../../nbs/data/20_batches.ipynb #4db5aca4
-def normalise(images: torch.Tensor, mean, std) -> torch.Tensor:
+def normalise(images: torch.Tensor,    # (N, channels, H, W) uint8, or float from 0 to 255
+              mean,                    # (channels,) of the training images, in [0, 1]
+              std,                     # (channels,) standard deviation, on the same scale
+             ) -> torch.Tensor:        # (N, channels, H, W) float32
     "uint8 pixels to floats with mean 0 and standard deviation 1 over the training set"
     shape = (1, -1, 1, 1)
     mean, std = (torch.tensor(v, dtype=torch.float32, device=images.device).view(shape) for v in (mean, std))
     return (images.float() / 255 - mean) / std
 
 def clean_view(images: torch.Tensor,          # (N, channels, H, W) uint8
-               mean, std,
+               mean,                          # (channels,) of the training images, in [0, 1]
+               std,                           # (channels,) standard deviation, on the same scale
                size: int | None = None,       # side in pixels; None: as they are
                crop: float = 1.,              # share of the side that is kept, from the middle
               ) -> torch.Tensor:              # (N, channels, size, size) float
@@ -128,11 +148,13 @@ def clean_view(images: torch.Tensor,          # (N, channels, H, W) uint8
     return normalise(images, mean, std)
 
 # %% ../../nbs/data/20_batches.ipynb #01835df2
-def augment(images: torch.Tensor,             # (B, channels, H, W) uint8
-            config: AugmentConfig, mean, std,
-            random: Draws,
-            size: int | None = None,          # side in pixels; None: as they are
-           ) -> torch.Tensor:                 # (B, channels, size, size) float32, normalised
+def augment(images: torch.Tensor,       # (B, channels, H, W) uint8
+            config: AugmentConfig,
+            mean,                       # (channels,) of the training images, in [0, 1]
+            std,                        # (channels,) standard deviation, on the same scale
+            random: Draws,              # a fresh one of the same name gives the same result
+            size: int | None = None,    # side in pixels; None: as they are
+           ) -> torch.Tensor:           # (B, channels, size, size) float32, normalised
     "Crop, flip, vary, normalise and erase a batch"
     choose('crop', config.crop, ('pad', 'resized', 'none'))
     if size and size != images.shape[-1] and config.crop != 'resized':
@@ -156,9 +178,11 @@ def numpy_seed(*name):
     finally: np.random.set_state(state)
 
 # %% ../../nbs/data/20_batches.ipynb #adaacc78
-def mix(images: torch.Tensor,                 # (B, channels, H, W) float, B even; left as it is
-        labels: torch.Tensor,                 # (B,)
-        num_classes: int, config: AugmentConfig, *name,
+def mix(images: torch.Tensor,     # (B, channels, H, W) float, B even; left as it is
+        labels: torch.Tensor,     # (B,) int64
+        num_classes: int,         # C
+        config: AugmentConfig,    # its `mixup`, `cutmix` and `smoothing` matter
+        *name,                    # of the random numbers, for example seed, 'mix', epoch, step
        ) -> tuple[torch.Tensor, torch.Tensor]:   # mixed images, (B, C) soft labels
     "Mixup or CutMix of a batch with its own reverse, by the random numbers called `name`"
     from timm.data.mixup import Mixup
@@ -166,7 +190,10 @@ def mix(images: torch.Tensor,                 # (B, channels, H, W) float, B eve
     with numpy_seed(*name): return mixer(images.clone(), labels)
 
 # %% ../../nbs/data/20_batches.ipynb #e5350b1b
-def own_rows(batch_size: int, rank: int, size: int) -> torch.Tensor | None:    # (batch_size / size,); None: all
+def own_rows(batch_size: int,            # images of all processes together
+             rank: int,                  # number of this process, from 0
+             size: int,                  # processes
+            ) -> torch.Tensor | None:    # (batch_size / size,); None: all
     "The rows of a batch that process `rank` of `size` makes; raises `UserError` when they cannot be shared out"
     if size == 1: return None
     if batch_size % (2 * size): raise UserError(f'batch_size={batch_size} cannot be shared by {size} processes: it must be a multiple of {2 * size}, because mixing pairs images')
@@ -184,11 +211,18 @@ class Batch(NamedTuple):
     second: torch.Tensor | None = None    # (B, channels, H, W) float, augmented once more, for methods that compare two views
     taught: torch.Tensor | None = None    # (B,) the teacher's labels, when they are known
 
-def make_batch(data: LongTailed, config: AugmentConfig, batch_size: int, mixing: bool,
-               seed: int, epoch: int, step: int, device='cpu',
-               clean: bool = False, second: bool = False,      # what else the batch holds
-               indices: torch.Tensor | None = None,            # (B,) which images; None: the next of a plain epoch
-               rows: torch.Tensor | None = None,               # (n,) the rows wanted, see `own_rows`; None: all
+def make_batch(data: LongTailed,
+               config: AugmentConfig,
+               batch_size: int,                        # images of all processes together
+               mixing: bool,                           # True: mix the images, where `config` has Mixup or CutMix
+               seed: int,                              # of the run
+               epoch: int,                             # number of the epoch, from 0
+               step: int,                              # number of the batch in the epoch, from 0
+               device='cpu',                           # where the images are augmented and stay
+               clean: bool = False,                    # True: also the images before anything was done to them
+               second: bool = False,                   # True: also the images augmented once more
+               indices: torch.Tensor | None = None,    # (B,) which images; None: the next of a plain epoch
+               rows: torch.Tensor | None = None,       # (n,) the rows wanted, see `own_rows`; None: all
               ) -> Batch:
     "The batch of a step, or some rows of it: always the same for the same arguments"
     if indices is None: indices = batch_indices(len(data.train), batch_size, seed, epoch, step)

@@ -47,10 +47,13 @@ class Look:
         return self.sizes['train' if 'train' in self.sizes else '']
 
     @property
-    def rho(self) -> float: return float(self.counts.max() / max(1, self.counts.min()))
+    def rho(self) -> float:
+        "The imbalance factor ρ: the largest class over the smallest"
+        return float(self.counts.max() / max(1, self.counts.min()))
 
 # %% ../../nbs/data/30_inspect.ipynb #2d16e741
-def thumbnail(picture: Image.Image) -> np.ndarray:    # (3, 32, 32) uint8
+def thumbnail(picture: Image.Image,    # of mode RGB
+             ) -> np.ndarray:          # (3, 32, 32) uint8
     "A small square of the middle of a picture"
     return np.asarray(ImageOps.fit(picture, (SIDE, SIDE), Image.BOX)).transpose(2, 0, 1)
 
@@ -77,9 +80,9 @@ def some_of(files: Sequence[Path], share: float) -> list[Path]:
     return [files[int(i)] for i in np.linspace(0, len(files) - 1, max(1, round(len(files) * share)))]
 
 # %% ../../nbs/data/30_inspect.ipynb #1e850bab
-def look_at_folder(root: str | Path,
-                   limit: int = 20000,              # pictures to look at
-                   workers: int | None = None,      # threads that decode
+def look_at_folder(root: str | Path,                # the folder of the class folders, or of train/ with test/, val/ or both
+                   limit: int = 20000,              # about how many pictures to look at; of more, the same share of each class
+                   workers: int | None = None,      # threads that decode; None: one a processor
                   ) -> Look:
     "Decode the pictures of a folder and keep what the questions need; raises `UserError` when there is nothing to look at"
     from tqdm.auto import tqdm
@@ -112,7 +115,9 @@ def _look(source: str, rows: Sequence[tuple],
     return Look(source, class_names, np.array([number[c] for c in classes]), np.array(parts), names, np.stack(small), np.array(sides), np.array(checksums), sizes=sizes, **more)
 
 # %% ../../nbs/data/30_inspect.ipynb #edc5d971
-def look_at_set(images: ImageSet, name: str, limit: int = 20000,
+def look_at_set(images: ImageSet,
+                name: str,                       # of the data set; becomes `source`
+                limit: int = 20000,              # about how many images to look at; of more, the same share of each class
                 **others: ImageSet | None,       # val and test, when the images are the training part: they are counted
                ) -> Look:
     "The same of images that are loaded already"
@@ -160,8 +165,8 @@ class Doubt:
 # %% ../../nbs/data/30_inspect.ipynb #0c0569fc
 def doubtful(look: Look,
              at_least: float = 2.,        # how many times nearer another class must be
-             neighbours: int = 3,
-             compared: int = 200,         # images of each class
+             neighbours: int = 3,         # nearest images of each class, whose distances are averaged
+             compared: int = 200,         # images of each class that others are compared with, at most
             ) -> list[Doubt]:             # the most doubtful first
     "Images that look more like another class than like their own; copies and empty ones left out"
     x, empty = features(look), set(almost_empty(look))

@@ -124,13 +124,16 @@ def renumber_by_size(train_labels: Sequence[int] | np.ndarray,   # (N,) original
     "A class map in which the largest class becomes 0; equal classes stay in the order of their numbers"
     return inverse_map(by_size(np.bincount(train_labels, minlength=num_classes or 0)))
 
-def inverse_map(class_map: Sequence[int] | np.ndarray) -> np.ndarray:
+def inverse_map(class_map: Sequence[int] | np.ndarray,    # (C,) new number of each original class
+               ) -> np.ndarray:                           # (C,) int64
     "The original number of each new class; of the inverse, the map again"
     inverse = np.empty(len(class_map), dtype=np.int64)
     inverse[np.asarray(class_map)] = np.arange(len(class_map))
     return inverse
 
-def renumbered(images: ImageList, class_map: Sequence[int] | np.ndarray) -> ImageList:
+def renumbered(images: ImageList,
+               class_map: Sequence[int] | np.ndarray,    # (C,) new number of each original class
+              ) -> ImageList:
     "The same pictures with their new class numbers"
     if len(class_map) != images.num_classes: raise UserError(f'a map of {len(class_map)} classes does not fit a list of {images.num_classes}')
     return dataclasses.replace(images, labels=np.asarray(class_map)[images.labels])
@@ -178,9 +181,10 @@ class BadPicture(UserError):
         super().__init__(f'cannot read the picture {path}: {reason}. Repair or delete it, or pass --skip-unreadable')
         self.path, self.reason = Path(path), reason
 
-def decode(path: str | Path, size: int,     # side of the square in pixels
-           rule: str = 'crop',              # 'crop' (shorter side to `size`, keep the middle), 'stretch' or 'fit'
-          ) -> np.ndarray:                  # (3, size, size) uint8
+def decode(path: str | Path,      # of one picture
+           size: int,             # side of the square in pixels
+           rule: str = 'crop',    # 'crop' (shorter side to `size`, keep the middle), 'stretch' or 'fit'
+          ) -> np.ndarray:        # (3, size, size) uint8
     "Read one picture as a square; raises `BadPicture` for a file that cannot be read"
     try:
         with Image.open(path) as picture:
@@ -204,7 +208,9 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     picture = picture.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture).convert('RGB')
 
-def reason_of(path: str | Path, error: Exception) -> str:
+def reason_of(path: str | Path,    # of the picture
+              error: Exception,    # what was raised while it was read
+             ) -> str:
     "Why a picture cannot be read, in words"
     if not os.path.exists(path): return 'it is a link to a file that is not there' if os.path.islink(path) else 'there is no such file'
     return 'the file is empty' if os.path.getsize(path) == 0 else str(error).replace(f" '{path}'", '') or type(error).__name__
@@ -215,7 +221,7 @@ class ReadAhead:
     def __init__(self): self.pool, self.coming = None, {}
 
     def expect(self, orders: Sequence[tuple],       # arguments of `decode`, in the order in which they will be asked for
-               workers: int | None = None):
+               workers: int | None = None):         # threads that decode, begun when first needed; None: a few more than there are processors
         "Begin to decode these pictures, and forget all others"
         wanted = dict.fromkeys(orders)
         for order in self.coming.keys() - wanted.keys(): self.coming.pop(order).cancel()
@@ -223,7 +229,8 @@ class ReadAhead:
         for order in wanted:
             if order not in self.coming: self.coming[order] = self.pool.submit(decode, *order)
 
-    def take(self, order: tuple) -> np.ndarray:     # (3, size, size) uint8
+    def take(self, order: tuple,    # path, size and rule, the arguments of `decode`
+            ) -> np.ndarray:        # (3, size, size) uint8
         "The picture, when it is ready; decoded now if it was not expected"
         coming: Future | None = self.coming.pop(order, None)
         return decode(*order) if coming is None else coming.result()
@@ -250,8 +257,12 @@ class ListImages:
     def __len__(self): return len(self.images)
     @property
     def shape(self) -> tuple[int, int, int, int]: return (len(self), 3, self.side, self.side)
+
     @property
-    def side(self) -> int: return self.centre or self.size
+    def side(self) -> int:     # pixels
+        "The side of what is handed out: of the middle part, or of all"
+        return self.centre or self.size
+
     @property
     def device(self) -> torch.device: return torch.device('cpu')
 
@@ -296,12 +307,12 @@ AHEAD = 3      # batches: the one that is asked for and two more
 
 def read_ahead(images,                    # a `ListImages`; anything else is left alone
                upcoming: Iterable,        # indices of one batch after the other, from the one that is asked for now
-               batches: int = AHEAD):
+               batches: int = AHEAD):     # how many of them, the first included
     "Decode the pictures of the next batches in the background, when they come from files"
     if not isinstance(images, ListImages) or images.shards: return
     images.ahead.expect([_order(images, i) for indices in islice(upcoming, batches) for i in np.asarray(indices).tolist()], images.workers)
 
-def stop_reading(images):
+def stop_reading(images):    # a `ListImages`; anything else is left alone
     "End the threads of `read_ahead`"
     if isinstance(images, ListImages): images.ahead.close()
 
@@ -319,9 +330,11 @@ def _shard_files(folder: Path, about: dict, images: ImageList) -> list[tuple[Pat
     def stamp(part): return '' if images.stamps is None else '-' + hashlib.sha256(images.stamps[part.start:part.stop].astype('<i8').tobytes()).hexdigest()[:12]
     return [(folder/f'{part.start // k:05}{stamp(part)}.npy', part) for part in (range(i, min(i + k, n)) for i in range(0, n, k))]
 
-def prepare(images: ImageList, size: int,      # side of the squares in pixels
+def prepare(images: ImageList,
+            size: int,                         # side of the squares in pixels
             folder: str | Path,                # where the decoded pixels go
-            rule: str = 'crop', workers: int | None = None,
+            rule: str = 'crop',                # how a picture becomes square: one of `RULES`
+            workers: int | None = None,        # threads that decode; None: a few more than there are processors
             shard: int | None = None,          # pictures in one file; None: 1024, fewer when they are large
             skip_unreadable: bool = False,     # leave out pictures that cannot be read, naming them
            ) -> ListImages:
@@ -337,7 +350,12 @@ def prepare(images: ImageList, size: int,      # side of the squares in pixels
     except OSError as e: raise UserError(f'cannot write to {folder}: {e.strerror or e}; what is there is kept, and the same call goes on from it') from e
     return _readable(open_prepared(images, folder), folder, about, skip_unreadable)
 
-def missing_bytes(images: ImageList, size: int, folder: Path, rule: str = 'crop', shard: int | None = None) -> int:
+def missing_bytes(images: ImageList,
+                  size: int,                   # side of the squares in pixels
+                  folder: Path,                # as for `prepare`; it need not exist
+                  rule: str = 'crop',          # as for `prepare`
+                  shard: int | None = None,    # as for `prepare`
+                 ) -> int:
     "What `prepare` would still have to write"
     return sum(len(part) for file, part in _shard_files(folder, _about(images, size, rule, shard), images) if not file.exists()) * 3 * size**2
 def _try_again(folder: Path):
@@ -370,9 +388,13 @@ def _fill(folder: Path, about: dict, images: ImageList, workers: int | None, ski
             with whole_file(file) as f: np.save(f, pixels, allow_pickle=False)
 
 # %% ../../nbs/data/05_lists.ipynb #49992d93
-def decode_part(images: ImageList, part: range,
-                pixels: np.ndarray,               # (len(part), 3, size, size) uint8, filled; black where a picture cannot be read
-                rule: str, workers: int | None, bar) -> dict[int, str]:      # number of a bad picture → what is wrong with it
+def decode_part(images: ImageList,
+                part: range,            # numbers of the pictures in the list
+                pixels: np.ndarray,     # (len(part), 3, size, size) uint8, filled; black where a picture cannot be read
+                rule: str,              # how a picture becomes square: one of `RULES`
+                workers: int | None,    # threads that decode; None: a few more than there are processors
+                bar,                    # progress bar: its `update()` is called after each picture
+               ) -> dict[int, str]:     # number of a bad picture → what is wrong with it
     "Decode some pictures of a list into an array"
     bad = {}
     def put(k: int):
@@ -382,13 +404,18 @@ def decode_part(images: ImageList, part: range,
         for _ in pool.map(put, range(len(part))): bar.update()
     return dict(sorted(bad.items()))
 
-def unreadable(images: ImageList, bad: dict[int, str]) -> UserError:
+def unreadable(images: ImageList,
+               bad: dict[int, str],    # number of a picture → what is wrong with it
+              ) -> UserError:
     "The error that names the first of some bad pictures"
     first = min(bad)
     return UserError(f'cannot read the picture {images.root/images.paths[first]}: {bad[first]}' + (f' (and {len(bad) - 1} more)' if len(bad) > 1 else '')
                      + '. Repair or delete it, or pass --skip-unreadable')
 
-def without(images: ImageList, bad: dict[int, str], skip_unreadable: bool) -> np.ndarray | None:
+def without(images: ImageList,
+            bad: dict[int, str],      # number of a picture → what is wrong with it
+            skip_unreadable: bool,    # False: raise the error instead
+           ) -> np.ndarray | None:    # (n,) int64
     "The numbers of the pictures that are left, each bad one named; None when none is bad; raises `UserError` when bad ones are not to be skipped"
     if not bad: return None
     if not skip_unreadable: raise unreadable(images, bad)
@@ -430,7 +457,8 @@ def _same(folder: Path, wanted: dict | None = None) -> dict:
     return found
 
 # %% ../../nbs/data/05_lists.ipynb #0c7183b4
-def open_prepared(images: ImageList, folder: str | Path,
+def open_prepared(images: ImageList,
+                  folder: str | Path,           # where `prepare` has put them
                   centre: int | None = None,    # side of the middle part that is handed out, for example 224 of 256
                  ) -> ListImages:
     "The prepared pixels of a list; raises `UserError` when they belong to another list or are not complete"

@@ -16,7 +16,7 @@ __all__ = ['PROFILES', 'ORDERS', 'GROUP_RULES', 'DEIT_LT_CUTS', 'class_counts', 
 # %% ../../nbs/data/00_longtail.ipynb #daf8d9ef
 PROFILES = ('exp', 'step')
 
-def class_counts(num_classes: int,
+def class_counts(num_classes: int,       # at least 2
                  n_max: int,             # images in the largest class
                  rho: float,             # imbalance factor ρ = n_max / n_min, at least 1
                  profile: str = 'exp',   # 'exp' or 'step'
@@ -36,7 +36,7 @@ def class_counts(num_classes: int,
 # %% ../../nbs/data/00_longtail.ipynb #bc78d1c1
 def longtail_indices(labels: Sequence[int] | np.ndarray,   # (N,) class of every image
                      counts: Sequence[int] | np.ndarray,   # (C,) images to keep of each class, by class number
-                     seed: int = 0,
+                     seed: int = 0,                        # 0 for the official subsets
                     ) -> np.ndarray:                       # indices into `labels`, class after class
     "The images that the official long-tail generator keeps; raises `UserError` when a class has too few"
     labels, random = np.asarray(labels), np.random.RandomState(seed)
@@ -52,9 +52,9 @@ def longtail_indices(labels: Sequence[int] | np.ndarray,   # (N,) class of every
 # %% ../../nbs/data/00_longtail.ipynb #73c1f7a7
 ORDERS = ('label', 'shuffle', 'spread')
 
-def class_order(num_classes: int,
+def class_order(num_classes: int,                                       # C
                 order: str = 'label',                                   # 'label', 'shuffle' or 'spread'
-                seed: int = 0,
+                seed: int = 0,                                          # for 'shuffle' and 'spread'
                 easiness: Sequence[float] | np.ndarray | None = None,   # (C,) higher is easier; for 'spread'
                ) -> np.ndarray:                                         # class numbers, the largest class first
     "The order in which classes are given fewer and fewer images"
@@ -72,7 +72,8 @@ def class_order(num_classes: int,
     return result
 
 # %% ../../nbs/data/00_longtail.ipynb #e2e77460
-def by_size(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+def by_size(counts: Sequence[int] | np.ndarray,    # (C,) images of each class
+           ) -> np.ndarray:                        # (C,)
     "Class numbers from the largest to the smallest class; equal classes in the order of their numbers"
     return np.argsort(-np.asarray(counts), kind='stable')
 
@@ -84,7 +85,9 @@ class Groups:
     tail: tuple[int, ...]      # those with the fewest
     rule: str                  # a sentence for people, for captions
 
-    def items(self): return (('head', self.head), ('mid', self.mid), ('tail', self.tail))
+    def items(self):
+        "The name of each group and its class numbers"
+        return (('head', self.head), ('mid', self.mid), ('tail', self.tail))
 
 # %% ../../nbs/data/00_longtail.ipynb #04ea2c55
 GROUP_RULES = ('deit-lt', 'count')

@@ -25,7 +25,9 @@ def free_memory() -> int:
     import psutil
     return int(min(psutil.virtual_memory().available, group_memory()) / max(1, int(os.environ.get('LOCAL_WORLD_SIZE') or 1)))
 
-def group_memory(root: Path = Path('/sys/fs/cgroup'), own: Path = Path('/proc/self/cgroup')) -> float:
+def group_memory(root: Path = Path('/sys/fs/cgroup'),      # where Linux keeps its control groups (version 2)
+                 own: Path = Path('/proc/self/cgroup'),    # the file that names this process's group
+                ) -> float:
     "Bytes that the container or job of this process may still use; infinite when nothing limits it"
     try: place = next((line[4:] for line in own.read_text().splitlines() if line.startswith('0::/')), '')
     except OSError: return math.inf
@@ -67,9 +69,12 @@ def size_of(count: float) -> str:
     "A number of bytes in words"
     return f'{count / 1e9:.1f} GB' if count >= 1e8 else f'{count / 1e6:.1f} MB'
 
-def choose_way(way: str,                           # one of `WAYS`
-               needed: int, missing: int,          # bytes of all pictures, and of those that are not in the cache yet
-               memory: int, disk: int) -> str:     # bytes free
+def choose_way(way: str,        # one of `WAYS`
+               needed: int,     # bytes of all pictures, decoded
+               missing: int,    # bytes of those that are not in the cache yet
+               memory: int,     # bytes free
+               disk: int,       # bytes free
+              ) -> str:         # 'memory', 'cache' or 'stream'
     "Memory, cache or stream"
     if choose('way to keep pixels', way, WAYS) != 'auto': return way
     return 'memory' if needed <= memory / 3 else 'cache' if missing <= .8 * disk else 'stream'
@@ -88,13 +93,17 @@ def stamped(images: ImageList) -> ImageList:
         found = [s for part in answers for s in part]
     return replace(images, stamps=np.array(found, dtype=np.int64).reshape(-1, 2))
 
-def key_of(images: ImageList, *more) -> str:     # 16 hexadecimal digits
+def key_of(images: ImageList,
+           *more,      # whatever else it depends on, such as size and rule
+          ) -> str:    # 16 hexadecimal digits
     "A name for something that is known about these files in this state"
     digest = hashlib.sha256(repr((str(images.root.absolute()), images.checksum, *more)).encode())
     if images.stamps is not None: digest.update(images.stamps.astype('<i8').tobytes())
     return digest.hexdigest()[:16]
 
-def remembered(name: str, make: Callable[[], list | dict]) -> list | dict:
+def remembered(name: str,                          # of the file, without folder and ending
+               make: Callable[[], list | dict],    # called without arguments when there is no such file; returns what JSON can hold
+              ) -> list | dict:
     "What `make` returned when it was first called for this name, kept as JSON in the cache folder where that can be written"
     file = cache_folder()/'pixels'/f'{name}.json'
     try: return json.loads(file.read_text())
@@ -105,9 +114,12 @@ def remembered(name: str, make: Callable[[], list | dict]) -> list | dict:
     return value
 
 # %% ../../nbs/data/07_pixels.ipynb #f528def7
-def bad_pictures(images: ImageList, size: int, rule: str,
-                 whole: bool = False,                # decode each picture instead of only opening it
-                 workers: int | None = None) -> dict[int, str]:     # number of a picture → what is wrong with it
+def bad_pictures(images: ImageList,
+                 size: int,                     # side of the squares in pixels; matters when `whole` only
+                 rule: str,                     # how a picture becomes square: one of `RULES`; matters when `whole` only
+                 whole: bool = False,           # decode each picture instead of only opening it
+                 workers: int | None = None,    # threads; None: a few more than there are processors
+                ) -> dict[int, str]:            # number of a picture → what is wrong with it
     "Which files of a list are no pictures"
     from tqdm.auto import tqdm
     def problem(i: int) -> str | None:
@@ -133,12 +145,13 @@ class Pixels(NamedTuple):
 
 def open_pixels(images: ImageList,
                 size: int,                        # side of the squares in pixels
-                rule: str = 'fit',                # how a square is made: one of `RULES`
-                way: str = 'auto',                # one of `WAYS`
+                rule: str = 'fit',                # how a picture becomes square: one of `RULES`
+                way: str = 'auto',                # 'memory', 'cache', 'stream', or 'auto': by what is free
                 skip_unreadable: bool = False,    # leave out pictures that cannot be read, naming each
                 now: bool = True,                 # False: decode and check nothing yet, only say what would be done
-                memory: int | None = None, disk: int | None = None,     # bytes; None: those that are free
-                workers: int | None = None,       # threads that decode
+                memory: int | None = None,        # bytes; None: those that are free
+                disk: int | None = None,          # bytes; None: those that are free
+                workers: int | None = None,       # threads that decode; None: a few more than there are processors
                ) -> Pixels:
     "The pixels of a list of pictures, kept where there is room; raises `UserError` that names pictures which cannot be read"
     images = stamped(images)

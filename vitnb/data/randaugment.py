@@ -15,22 +15,29 @@ __all__ = ['OPERATIONS', 'LARGEST', 'grey', 'blend', 'contrast', 'sharpness', 'a
            'shape_matrices', 'apply', 'rand_augment']
 
 # %% ../../nbs/data/16_randaugment.ipynb #4b4e05ce
-def grey(images: Tensor) -> Tensor:      # (n, 1, H, W)
+def grey(images: Tensor) -> Tensor:     # (n, 1 or 3, H, W) → (n, 1, H, W), 0 to 255
     "Brightness, with the weights that PIL uses"
     if images.shape[1] == 1: return images
     weights = torch.tensor([19595, 38470, 7471], device=images.device, dtype=torch.float64).view(1, 3, 1, 1)
     return ((images.double() * weights).sum(1, keepdim=True) + 2**15).div(2**16).floor().float()
 
-def blend(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+def blend(base: Tensor,      # (n, channels, H, W) float, 0 to 255
+          images: Tensor,    # (n, channels, H, W) float, 0 to 255
+          factor: Tensor,    # (n,) 0: base, 1: images
+         ) -> Tensor:        # (n, channels, H, W) float, 0 to 255
     "base + factor · (images − base), where a factor above 1 goes beyond the images"
     return (base + factor.view(-1, 1, 1, 1) * (images - base)).clamp(0, 255)
 
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
+def contrast(images: Tensor,    # (n, channels, H, W) float, 0 to 255
+             factor: Tensor,    # (n,) 0: mean brightness, 1: unchanged, above 1: more contrast
+            ) -> Tensor:
     "Away from the mean brightness, or towards it"
     mean = (grey(images).mean((1, 2, 3), keepdim=True) + .5).floor()
     return blend(mean.expand_as(images), images, factor)
 
-def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+def sharpness(images: Tensor,    # (n, channels, H, W) float, 0 to 255
+              factor: Tensor,    # (n,) 0: smoothed, 1: unchanged, above 1: sharper
+             ) -> Tensor:
     "Away from the smoothed picture, or towards it; the outermost pixels stay"
     kernel = torch.tensor([[1., 1, 1], [1, 5, 1], [1, 1, 1]], device=images.device).div(13).expand(images.shape[1], 1, 3, 3)
     smooth = images.clone()
@@ -38,13 +45,13 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     return blend(smooth, images, factor)
 
 # %% ../../nbs/data/16_randaugment.ipynb #f507d0da
-def auto_contrast(images: Tensor) -> Tensor:
+def auto_contrast(images: Tensor) -> Tensor:     # (n, channels, H, W) float, 0 to 255
     "Stretch each channel so that its darkest pixel is 0 and its brightest 255"
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     scale = 255 / (high - low).clamp(min=1)
     return torch.where(high > low, ((images * scale) - low * scale).floor().clamp(0, 255), images)
 
-def equalise(images: Tensor) -> Tensor:
+def equalise(images: Tensor) -> Tensor:     # (n, channels, H, W) float, whole numbers from 0 to 255
     "Spread the brightness of each channel so that all values are about equally common"
     n, C, H, W = images.shape
     values = images.flatten(2).long()
@@ -55,8 +62,10 @@ def equalise(images: Tensor) -> Tensor:
     return torch.where((step > 0)[..., None], table.clamp(max=255).gather(2, values).view(n, C, H, W).float(), images)
 
 # %% ../../nbs/data/16_randaugment.ipynb #2ad7618b
-def affine(images: Tensor, matrices: Tensor,     # (n, 2, 3) from output to input coordinates, in pixels from the centre
-           fill: Tensor) -> Tensor:              # (channels,)
+def affine(images: Tensor,      # (n, channels, H, W) float
+           matrices: Tensor,    # (n, 2, 3) from output to input coordinates, in pixels from the centre
+           fill: Tensor,        # (channels,) colour of what comes in from outside
+          ) -> Tensor:          # (n, channels, H, W) float
     "Each picture seen through its own affine map, bilinear"
     H, W = images.shape[2:]
     scale = torch.tensor([W / 2, H / 2], device=images.device)
@@ -65,7 +74,11 @@ def affine(images: Tensor, matrices: Tensor,     # (n, 2, 3) from output to inpu
     fill = fill.to(images).view(1, -1, 1, 1)
     return F.grid_sample(images - fill, grid, align_corners=False) + fill
 
-def shape_matrices(name: str, amount: Tensor, H: int, W: int) -> Tensor:    # (n, 2, 3)
+def shape_matrices(name: str,         # one of `LARGEST`
+                   amount: Tensor,    # (n,) degrees to rotate, slope of a shear, share of the side to move by
+                   H: int,            # height of the pictures in pixels
+                   W: int,            # width of the pictures in pixels
+                  ) -> Tensor:        # (n, 2, 3), for `affine`
     "The map of each operation: amounts are degrees, slopes, or shares of the side"
     result = torch.eye(2, 3, device=amount.device).repeat(len(amount), 1, 1)
     if name == 'rotate':
@@ -82,7 +95,12 @@ OPERATIONS = ('auto_contrast', 'equalise', 'invert', 'rotate', 'posterise', 'sol
               'shear_x', 'shear_y', 'translate_x', 'translate_y')
 LARGEST = dict(rotate=30., shear_x=.3, shear_y=.3, translate_x=.45, translate_y=.45)     # at level 10
 
-def apply(name: str, images: Tensor, level: Tensor, sign: Tensor, fill: Tensor) -> Tensor:    # (n, channels, H, W), (n,), (n,) ±1, (channels,)
+def apply(name: str,         # one of `OPERATIONS`
+          images: Tensor,    # (n, channels, H, W) float, 0 to 255
+          level: Tensor,     # (n,) strength, from 0 to 10
+          sign: Tensor,      # (n,) 1 or −1, for operations with a direction
+          fill: Tensor,      # (channels,) colour of what comes in from outside, 0 to 255
+         ) -> Tensor:        # (n, channels, H, W) float, 0 to 255
     "One operation on pictures with pixels from 0 to 255"
     wide, share = lambda v: v.view(-1, 1, 1, 1), level / 10
     if name in LARGEST: return affine(images, shape_matrices(name, sign * share * LARGEST[name], *images.shape[2:]), fill).clamp(0, 255)
@@ -99,10 +117,14 @@ def apply(name: str, images: Tensor, level: Tensor, sign: Tensor, fill: Tensor) 
     return blend(grey(images).expand_as(images) if name == 'colour' else torch.zeros_like(images), images, factor)
 
 # %% ../../nbs/data/16_randaugment.ipynb #4fabff2c
-def rand_augment(images: Tensor,              # (B, channels, H, W) uint8 or float, 0 to 255
-                 fill: Tensor,                # (channels,) colour of what comes in from outside, 0 to 255
-                 random: Draws,
-                 level: float = 9, spread: float = .5, operations: int = 2, share: float = .5) -> Tensor:   # float
+def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0 to 255
+                 fill: Tensor,           # (channels,) colour of what comes in from outside, 0 to 255
+                 random: Draws,          # a fresh one of the same name gives the same result
+                 level: float = 9,       # strength, from 0 to 10
+                 spread: float = .5,     # standard deviation of the strength, which is drawn anew for each operation
+                 operations: int = 2,    # how many are drawn for each picture
+                 share: float = .5,      # probability that each of them is carried out
+                ) -> Tensor:             # (B, channels, H, W) float, 0 to 255
     "Operations drawn for each picture: by default two, each carried out in half of the cases"
     result, B = images.float(), len(images)
     for _ in range(operations):

@@ -33,7 +33,12 @@ def class_shares(counts: Sequence[int] | np.ndarray,   # (C,) training images of
 # %% ../../nbs/data/25_sampling.ipynb #2b01ae71
 def sampled_indices(labels,                               # (N,) class of every training image
                     counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
-                    sampler: str, batch_size: int, seed: int, epoch: int, step: int, progress: float = 0.,
+                    sampler: str,                         # one of `SAMPLERS`
+                    batch_size: int,                      # images
+                    seed: int,                            # of the run
+                    epoch: int,                           # number of the epoch, from 0
+                    step: int,                            # number of the batch in the epoch, from 0
+                    progress: float = 0.,                 # share of the training that is done, from 0 to 1; for 'progressive'
                    ) -> torch.Tensor:                     # (batch_size,) int64
     "The images of one batch, drawn with replacement so that classes have the shares of the sampler"
     labels, counts = torch.as_tensor(labels), np.asarray(counts)
@@ -42,25 +47,32 @@ def sampled_indices(labels,                               # (N,) class of every 
     return torch.multinomial(each[labels], batch_size, replacement=True, generator=generator(seed, 'sample', sampler, epoch, step))
 
 # %% ../../nbs/data/25_sampling.ipynb #7ca9b128
-def deferred_sampler(epoch: int, start: int,    # the first epoch that draws by class, counted from 0
-                     before: str = 'instance') -> str:
+def deferred_sampler(epoch: int,                  # number of the epoch, from 0
+                     start: int,                  # the first epoch that draws by class, counted from 0
+                     before: str = 'instance',    # the sampler of the epochs before, one of `SAMPLERS`
+                    ) -> str:
     "The sampler of an epoch under deferred re-sampling"
     return 'class' if epoch >= start else choose('sampler', before, SAMPLERS)
 
 # %% ../../nbs/data/25_sampling.ipynb #f59466ee
 REPEAT_BLOCK = 256      # an epoch with repeats is a multiple of this, whatever the batch
 
-def official_repeats(num_images: int, epoch: int,
-                     rank: int = 0, ranks: int = 1,     # this process, and how many there are
-                     repeats: int = 3,
-                    ) -> torch.Tensor:                  # the images of an epoch in order, int64
+def official_repeats(num_images: int,     # in the training set
+                     epoch: int,          # its number is the seed
+                     rank: int = 0,       # number of this process, from 0
+                     ranks: int = 1,      # how many processes there are
+                     repeats: int = 3,    # views of an image in an epoch, by all processes together
+                    ) -> torch.Tensor:    # the images of an epoch in order, int64
     "The order in which DeiT's repeated augmentation draws the images in an epoch of one process"
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(epoch)).repeat_interleave(repeats)
     order = torch.cat([order, order[:-len(order) % ranks]])
     return order[rank::ranks][:num_images // REPEAT_BLOCK * REPEAT_BLOCK // ranks]
 
 # %% ../../nbs/data/25_sampling.ipynb #87bed0b8
-def sampled_steps(num_images: int, batch_size: int, repeats: int = 1) -> int:
+def sampled_steps(num_images: int,     # in the training set
+                  batch_size: int,     # images; even, at least 2
+                  repeats: int = 1,    # views of an image in an epoch, of 1/repeats of the images
+                 ) -> int:
     "Batches in an epoch; raises `UserError` when there are too few images for one"
     if not (isinstance(repeats, int) and repeats >= 1): raise UserError(f'repeats={repeats} must be a whole number, at least 1')
     steps = epoch_steps(num_images, batch_size)
@@ -72,12 +84,16 @@ def sampled_steps(num_images: int, batch_size: int, repeats: int = 1) -> int:
     return drawn // batch_size
 
 # %% ../../nbs/data/25_sampling.ipynb #0436d10a
-def epoch_indices(num_images: int, batch_size: int, seed: int, epoch: int, step: int,
+def epoch_indices(num_images: int,              # in the training set
+                  batch_size: int,              # images; even, at least 2
+                  seed: int,                    # of the run
+                  epoch: int,                   # number of the epoch, from 0
+                  step: int,                    # number of the batch in the epoch, from 0
                   repeats: int = 1,             # views of an image in an epoch, of 1/repeats of the images
                   sampler: str = 'instance',    # one of `SAMPLERS`
                   labels=None,                  # (N,) for the samplers that draw by class
                   counts=None,                  # (C,) default: counted from the labels
-                  progress: float = 0.,         # share of the training that is done, for 'progressive'
+                  progress: float = 0.,         # share of the training that is done, from 0 to 1; for 'progressive'
                  ) -> torch.Tensor:             # (batch_size,) int64
     "The images of one batch: always the same for the same arguments"
     steps = sampled_steps(num_images, batch_size, repeats)

@@ -62,9 +62,9 @@ FASHION_CLASSES = ('T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 
 EMBEDDED_PER_CLASS = 2000
 
 def embedded_part(images: np.ndarray,   # (60000, 28, 28) uint8, the original training images
-                  labels: np.ndarray,   # (60000,)
-                  seed: int = 2024,
-                 ) -> tuple[np.ndarray, np.ndarray]:
+                  labels: np.ndarray,   # (60000,) class of each
+                  seed: int = 2024,     # 2024: that of the package
+                 ) -> tuple[np.ndarray, np.ndarray]:   # (20000, 28, 28) uint8 and (20000,) uint8
     "The first 2 000 images of each class in a seeded order of the training set"
     order = np.random.RandomState(seed).permutation(len(labels))
     rank = np.zeros(len(labels), dtype=int)   # the image's place within its class, in this order
@@ -84,7 +84,8 @@ def read_arrays(path: Path,               # an .npz file
     except (OSError, ValueError, KeyError, EOFError) as e: raise UserError(f'cannot read {path}: {e}') from e
 
 # %% ../../nbs/data/10_sets.ipynb #8c7265a6
-def fashion_mnist_full(download: bool = True) -> tuple[ImageSet, ImageSet]:   # training and test images
+def fashion_mnist_full(download: bool = True,            # False: raise `UserError` where the files are not there yet
+                      ) -> tuple[ImageSet, ImageSet]:    # training and test images
     "All of Fashion-MNIST, downloaded once by torchvision (which verifies it) to the cache folder"
     about = json.loads(packaged('fashion_mnist', 'about.json').read_text())
     return tuple(dataclasses.replace(part, easiness=tuple(about['easiness'])) for part in _torchvision('FashionMNIST', cache_folder()/'torchvision', FASHION_CLASSES, download))
@@ -167,7 +168,7 @@ def _list_pictures(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     return files, [c for c, fs in enumerate(found.values()) for _ in fs], tuple(found)
 
 # %% ../../nbs/data/10_sets.ipynb #0c5a4822
-def image_folder(root: str | Path,
+def image_folder(root: str | Path,                  # the folder of the class folders
                  img_size: int,                     # side in pixels after resizing
                  skip_unreadable: bool = False,     # pass over pictures that cannot be read, naming them
                  pixels: str = 'auto',              # memory, cache, stream, or auto: by size
@@ -188,14 +189,14 @@ def _image_set(found: Pixels, names: tuple[str, ...]) -> ImageSet:
 NAMES = ('fashion-mnist', 'fashion-mnist-full', 'cifar10', 'cifar100', *LIST_SETS, 'imagefolder:PATH')
 
 def load_images(name: str,                       # one of `NAMES`
-                img_size: int = 224,             # for folders of images
+                img_size: int = 224,             # side in pixels, for folders of images
                 folder: str | None = None,       # where torchvision's files are, for cifar10 and cifar100, or the pictures of a list
-                skip_unreadable: bool = False,
+                skip_unreadable: bool = False,   # leave out pictures that cannot be read, naming each
                 lists: str | None = None,        # where the official list files are, for imagenet-lt and inaturalist18
                 prepared: str | None = None,     # where their decoded pixels are kept
                 download: bool = True,           # also: decode and check pictures now
                 pixels: str = 'auto',            # where the pixels of picture files are kept: one of `WAYS`
-               ) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:    # training, validation and test images
+               ) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:   # training, validation and test images
     "The images of a named data set; only a folder of images has a validation part of its own, and it may lack a test part"
     if name.startswith('imagefolder:'):
         return _image_folders(Path(name.removeprefix('imagefolder:')).expanduser(), img_size=img_size, skip_unreadable=skip_unreadable, pixels=pixels, now=download)
@@ -272,8 +273,8 @@ class DataConfig:
     LIMITS: ClassVar = dict(n_max=(1, math.inf), order_seed=(0, 2**32 - 1), subset_seed=(0, 2**32 - 2), val_fraction=(0, .5), image_folder_size=(8, 4096), img_size=(8, 4096), eval_crop=(.1, 1))
 
 # %% ../../nbs/data/10_sets.ipynb #acbf3d01
-def stratified(labels: Sequence[int] | np.ndarray,   # (N,)
-               fraction: float,                      # of each class; at least one image when a class has two or more
+def stratified(labels: Sequence[int] | np.ndarray,   # (N,) class of every image
+               fraction: float,                      # of each class; of two images or more at least one goes and one stays (0: none goes)
                seed: int,
               ) -> tuple[np.ndarray, np.ndarray]:    # indices kept, indices set aside, both in their original order
     "Set aside the same share of each class"
@@ -316,7 +317,7 @@ class LongTailed:
 
 # %% ../../nbs/data/10_sets.ipynb #d114dbe9
 def long_tailed(config: DataConfig = DataConfig(),
-                download: bool = True,     # what is not there yet
+                download: bool = True,     # what is not there yet; False: decode no picture files either, their statistics are then ImageNet's
                ) -> LongTailed:
     "Load a data set, split it and cut its long tail; raises `UserError` for anything the user can put right"
     check_limits(config)
@@ -356,7 +357,8 @@ def _tail_indices(train: ImageSet, rho: float | None, config: DataConfig) -> np.
     return longtail_indices(train.labels, counts, config.subset_seed)
 
 # %% ../../nbs/data/10_sets.ipynb #17866413
-def channel_statistics(images: torch.Tensor | ListImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: torch.Tensor | ListImages,    # (N, channels, H, W) uint8
+                      ) -> tuple[tuple[float, ...], tuple[float, ...]]:   # means, and deviations of 0.001 at least, each (channels,)
     "Mean and standard deviation of each channel in [0, 1], exact, from the histogram of pixel values"
     from tqdm.auto import tqdm
     levels, stats = torch.arange(256, dtype=torch.float64) / 255, []

@@ -42,7 +42,8 @@ def size_class_map(counts: Sequence[int],   # (C,) training images of each class
     class_map[order] = np.arange(len(order))
     return torch.from_numpy(class_map)
 
-def check_class_map(class_map: Sequence[int] | Tensor) -> Tensor:
+def check_class_map(class_map: Sequence[int] | Tensor,    # (C,) whole numbers, [teacher's class] → student's class
+                   ) -> Tensor:                           # (C,) int64
     "A class map as a tensor; raises `UserError` when it is not each class exactly once"
     class_map = torch.as_tensor(class_map)
     if class_map.dim() != 1 or class_map.dtype.is_floating_point or not torch.equal(class_map.long().sort().values, torch.arange(len(class_map))):
@@ -84,7 +85,7 @@ class AdaptedTeacher(nn.Module):
                  own_mean_std: MeanStd | None = None,             # None: the student's normalisation stays, as in the published runs
                  student_mean_std: MeanStd | None = None,         # what to undo; needed with `own_mean_std` only
                  class_map: Sequence[int] | Tensor | None = None, # (K,) [teacher's class] → student's class; None: the same order
-                 bf16: bool = False):
+                 bf16: bool = False):                             # compute in bfloat16 (autocast); the answers are float32 all the same
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.size, self.antialias, self.bf16 = size, antialias, bf16
@@ -98,8 +99,7 @@ class AdaptedTeacher(nn.Module):
         self.register_buffer('columns', inverse, persistent=False)
         self.eval()
 
-    def train(self, mode: bool = True): return super().train(False)
-
+    def train(self, mode: bool = True): return super().train(False)     # evaluation mode, whatever is asked for
     def adapt(self, images: Tensor) -> Tensor:     # (B, C, S, S) what the teacher gets
         "The student's tensor in the teacher's normalisation, channels and size"
         if self.own_mean is not None: images = images * self.student_std + self.student_mean
@@ -117,7 +117,7 @@ class AdaptedTeacher(nn.Module):
         return logits[:, self.columns]
 
     @torch.inference_mode()
-    def forward(self, images: Tensor) -> Tensor: return self.answer(images)
+    def forward(self, images: Tensor) -> Tensor: return self.answer(images)     # the same without gradients
 
     def label(self, images: Tensor) -> Tensor:     # (B,) class numbers of the student
         "The teacher's hard label of each image"
@@ -209,7 +209,8 @@ def any_teacher(teacher: str | Path,                             # timm:NAME, ti
                 normalisation: str | MeanStd = 'student',        # student (as published), own, or the teacher's (mean, std)
                 student_mean_std: MeanStd | None = None,         # needed unless normalisation is 'student'
                 class_map: Sequence[int] | Tensor | None = None, # (K,) [teacher's class] → student's class; None: the same order
-                family: str = 'auto', bf16: bool = False,
+                family: str = 'auto',                            # of an official teacher: ldam, paco or ce; auto: recognise it
+                bf16: bool = False,                              # the teacher computes in bfloat16
                ) -> tuple[AdaptedTeacher, dict]:                 # facts for the run
     "A teacher of any kind, ready to label the student's images"
     try: source = teacher_source(teacher, family)

@@ -157,7 +157,7 @@ def _shape_of_student(weights: dict[str, Tensor], path, num_heads: int | None): 
     config = replace(config, **ours)
     return with_mhca(config, **mhca) if mhca else config
 
-def student_from_checkpoint(path: str | Path,
+def student_from_checkpoint(path: str | Path,               # .safetensors, .pth, .pt or .tar, see `read_checkpoint`
                             img_size: int | None = None,    # pixels a side; None: as the checkpoint
                             num_heads: int | None = None,   # needed only where neither preset nor 64 a head is right
                            ) -> nn.Module:                  # in evaluation mode
@@ -210,7 +210,7 @@ def _teacher_network(weights: dict[str, Tensor], cosine: bool, path) -> nn.Modul
     return network
 
 # %% ../../nbs/models/20_checkpoints.ipynb #d33e675f
-def teacher_from_checkpoint(path: str | Path,
+def teacher_from_checkpoint(path: str | Path,       # .safetensors, .pth, .pt or .tar, see `read_checkpoint`
                             family: str = 'auto',   # ldam, paco or ce; auto: recognise it
                            ) -> nn.Module:          # (B, 3, H, W) → (B, C) logits, in evaluation mode
     "The network that answers in an official teacher's checkpoint"
@@ -221,7 +221,8 @@ def teacher_from_checkpoint(path: str | Path,
     return network.eval()
 
 # %% ../../nbs/models/20_checkpoints.ipynb #5a1b9747
-def save_official(student: Student, path: str | Path):
+def save_official(student: Student,     # a Vision Transformer; it stays as it is
+                  path: str | Path):    # file to write or replace
     "Write a `.pth` file with {'model': state dict}, as DeiT, DeiT-LT and timm read it"
     weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in student.state_dict().items()}
     if not student.config.use_dist:

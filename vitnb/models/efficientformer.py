@@ -19,15 +19,23 @@ __all__ = ['OffsetAttention', 'EfficientFormerConfig', 'Places', 'EfficientForme
 # %% ../../nbs/models/62_efficientformer.ipynb #585b02d8
 class OffsetAttention(timm_efficientformer.Attention):
     "timm's attention of EfficientFormer, with biases that are never out of date and weights that can be looked at"
-    def __init__(self, dim: int, key_dim: int = 32, num_heads: int = 8, attn_ratio: float = 4, resolution: int = 7):     # resolution: tokens down, and across
+    def __init__(self, dim: int,           # C, width of a token
+                 key_dim: int = 32,        # width of a key in each head
+                 num_heads: int = 8,
+                 attn_ratio: float = 4,    # how many times as wide as a key a value is
+                 resolution: int = 7):     # tokens down, and across
         super().__init__(dim, key_dim, num_heads, attn_ratio, resolution)
         self.attn_drop = nn.Identity()
 
-    def train(self, mode: bool = True) -> OffsetAttention:
+    def train(self, mode: bool = True,    # False: evaluation
+             ) -> OffsetAttention:        # itself
+        "Training mode or evaluation, as of any layer of PyTorch"
         super().train(mode)
         return self
 
-    def get_attention_biases(self, device: torch.device) -> Tensor:     # (H, N, N)
+    def get_attention_biases(self, device: torch.device,    # not used; timm passes it
+                            ) -> Tensor:                    # (H, N, N)
+        "The number for each pair of tokens in each head, looked up anew each time"
         return self.attention_biases[:, self.attention_bias_idxs]
 
     def forward(self, x: Tensor) -> Tensor:     # (B, N, C)
@@ -67,8 +75,14 @@ class EfficientFormerConfig:
         return tuple(found)
 
     @classmethod
-    def of_preset(cls, preset: str = 'efficientformer-nano', img_size: int = 28, in_chans: int = 1, num_classes: int = 10, patch_size: int | None = None,
-                  drop_path_rate: float | None = None, use_dist: bool = True) -> EfficientFormerConfig:
+    def of_preset(cls, preset: str = 'efficientformer-nano',    # a name in `PRESETS`
+                  img_size: int = 28,                           # side of the images in pixels; they are square
+                  in_chans: int = 1,                            # channels of an image: 1 grey, 3 colour
+                  num_classes: int = 10,                        # classes, one logit each
+                  patch_size: int | None = None,                # None only: this backbone cuts no patches
+                  drop_path_rate: float | None = None,          # share of the images that skip the last block in training; None: 0
+                  use_dist: bool = True,                        # False: both answers come from the first head
+                 ) -> EfficientFormerConfig:
         "A preset for the data at hand; raises `UserError` when too little of the image is left at the end"
         shape = cls.PRESETS[choose('preset', preset, cls.PRESETS)]
         if patch_size is not None: raise UserError(f'{preset} does not cut patches, it makes the image smaller in steps: leave patch_size out')
@@ -76,7 +90,9 @@ class EfficientFormerConfig:
         if config.sides[-1] < 2: raise UserError(f'{preset} leaves one token of an image of {img_size} px, and attention needs several: use efficientformer-nano, or images of more than 32 px')
         return config
 
-    def build(self) -> EfficientFormer: return EfficientFormer(self)
+    def build(self) -> EfficientFormer:
+        "The network, with random weights"
+        return EfficientFormer(self)
 
 # %% ../../nbs/models/62_efficientformer.ipynb #5ed1e4e6
 class Places(NamedTuple):
@@ -102,14 +118,19 @@ class EfficientFormer(timm_efficientformer.EfficientFormer):
             block.token_mixer.apply(self._init_weights)
 
     @property
-    def patch_embed(self) -> Places: return Places((self.config.sides[-1],) * 2, self.config.sides[-1]**2)
+    def patch_embed(self) -> Places:
+        "The grid of tokens in the last stage, by the name that patches have in timm's Vision Transformers"
+        return Places((self.config.sides[-1],) * 2, self.config.sides[-1]**2)
 
     def forward_features(self, x: Tensor) -> Tensor:    # (B, channels, img, img) → (B, N, C)
         if x.shape[-2:] != (self.config.img_size,) * 2:
             raise UserError(f'this EfficientFormer is for images of {self.config.img_size} px, these are of {x.shape[-2]} × {x.shape[-1]}: make it for that size, or resize them')
         return super().forward_features(x)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False):
+    def forward_head(self, x: Tensor,             # (B, N, C) tokens after the last norm
+                     pre_logits: bool = False,    # True: no logits, but the mean of the tokens, (B, C), as timm gives it
+                    ):                            # `TokenLogits`
+        "What the heads say about tokens that have passed the blocks"
         if pre_logits: return super().forward_head(x, pre_logits=True)
         pooled = self.head_drop(x.mean(1))
         cls = self.head(pooled)

@@ -34,7 +34,7 @@ def centred_on(centres: Tensor,           # (H, 2) offset (dx, dy) of each head,
     return locality * torch.cat([2 * centres, -torch.ones(len(centres), 1)], 1)
 
 # %% ../../nbs/models/05_mhca.ipynb #f11fd2b1
-def head_centres(num_heads: int,
+def head_centres(num_heads: int,     # H
                  turn: int = 0,      # quarter turns: the number of the block
                 ) -> Tensor:         # (H, 2) offset (dx, dy) of each head, in patches
     "An offset for each of any number of heads, the nearest first (ours)"
@@ -54,14 +54,15 @@ def convit_centres(num_heads: int) -> Tensor:     # (H, 2), not a number where a
 # %% ../../nbs/models/05_mhca.ipynb #9bd888be
 class MHCA(nn.Module):
     "Multi-head attention that begins as a convolution (our reading of DearKD's; GPSA is a special case)"
-    def __init__(self, dim: int, num_heads: int,
+    def __init__(self, dim: int,                   # D, width of a token, which the heads share evenly
+                 num_heads: int,                   # H
                  grid: tuple[int, int],            # patches down and across
                  prefix: int = 2,                  # tokens before the patches that have no position
                  merge: str = 'gate',              # gate: of two softmaxes; logit: one softmax of the sum (ours)
                  pos_drop: float = .1,             # dropout of the positional attention (the paper has one; where and how much is ours)
                  centres: Tensor | None = None,    # (H, 2) offset of each head; None: `head_centres` (ours)
                  locality: float = 1.,             # how narrow the bumps are at the start
-                 qkv_bias: bool = True):
+                 qkv_bias: bool = True):           # queries, keys and values have a bias
         super().__init__()
         if dim % num_heads: raise UserError(f'a width of {dim} cannot be shared by {num_heads} heads')
         self.num_heads, self.head_dim, self.prefix, self.merge, self.locality = num_heads, dim // num_heads, prefix, choose('merge', merge, ('gate', 'logit')), locality
@@ -84,7 +85,11 @@ class MHCA(nn.Module):
         self.pos_proj.weight[~here] *= self.locality
         if self.merge == 'gate': self.gating_param.fill_(1.)
 
-    def forward(self, x: Tensor, attn_mask=None, is_causal: bool = False) -> Tensor:      # (B, N, D); timm's blocks pass all three
+    def forward(self, x: Tensor,    # (B, N, D), the prefix tokens first
+                attn_mask=None,     # not used, and neither is the next; timm's blocks pass both
+                is_causal: bool = False,
+               ) -> Tensor:         # (B, N, D)
+        "The tokens after attention; raises `UserError` when their number is not that of the grid and the prefix"
         B, N, D = x.shape
         if N != self.prefix + len(self.offsets): raise UserError(f'this attention is for {self.prefix} + {len(self.offsets)} tokens, not {N}: make the model for images of this size')
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
@@ -128,17 +133,17 @@ def _attend(layer: MHCA, q: Tensor, k: Tensor, v: Tensor) -> Tensor:      # (B, 
 # %% ../../nbs/models/05_mhca.ipynb #5eb00abb
 class LateBlock(Block):
     "A block that only the patches pass; the tokens before them wait"
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:     # (B, N, D), patches last
         waiting = x.shape[1] - len(self.attn.offsets)
         return torch.cat([x[:, :waiting], super().forward(x[:, waiting:], *args, **kwargs)], 1)
 
-def put_mhca(student: Student,
+def put_mhca(student: Student,                  # changed in place
              blocks: int | Sequence[int],       # how many of the first (how many is ours), or their numbers from 0
              merge: str = 'gate',               # gate or logit (ours)
              pos_drop: float = .1,              # dropout of the positional attention (ours)
              locality: float = 1.,              # how narrow the heads look at the start (ConViT's)
              prefix: str = 'content',           # content: CLS and DIST by content alone (ours); late: after these blocks (ConViT's)
-            ) -> Student:
+            ) -> Student:                       # the same student
     "Replace the attention of chosen blocks by MHCA, in place"
     chosen, grid = range(blocks) if isinstance(blocks, int) else blocks, student.patch_embed.grid_size
     late = choose('prefix', prefix, ('content', 'late')) == 'late'
@@ -157,7 +162,9 @@ class MhcaStudentConfig(StudentConfig):
     mhca: dict = field(default_factory=lambda: dict(blocks=1))     # what `put_mhca` takes, by name
     PRESETS: ClassVar = {}    # any of the Vision Transformer's, see `MhcaSettings`
 
-    def build(self) -> Student: return put_mhca(Student(self), **self.mhca)
+    def build(self) -> Student:
+        "The network, with random weights and its MHCA blocks"
+        return put_mhca(Student(self), **self.mhca)
 
 def with_mhca(config: StudentConfig, **settings) -> MhcaStudentConfig:     # settings: what `put_mhca` takes
     "The same student with MHCA blocks; raises `UserError` for another backbone than a Vision Transformer"
@@ -180,7 +187,7 @@ class MhcaSettings:
     "content: CLS and DIST attend by content alone (ours); late: they join after the MHCA blocks (ConViT's)"
     LIMITS: ClassVar = dict(mhca_share=(0, 1), mhca_drop=(0, .9), mhca_locality=(0, 1000))
 
-    def of(self, config: StudentConfig) -> StudentConfig:
+    def of(self, config: StudentConfig) -> StudentConfig:     # raises `UserError` for a backbone without such blocks, unless the share is 0
         "The student with these settings: itself where there are no such blocks"
         if not self.mhca_share or isinstance(config, StudentConfig) and not round(self.mhca_share * config.depth): return config
         choose('mhca_merge', self.mhca_merge, ('gate', 'logit')), choose('mhca_prefix', self.mhca_prefix, ('content', 'late'))
@@ -201,11 +208,17 @@ def mhca_gates(model: nn.Module) -> dict[str, Tensor]:     # block → (H,) betw
     return {name: m.gating_param.detach().sigmoid().cpu() for name, m in model.named_modules() if hasattr(m, 'gating_param')}
 
 # %% ../../nbs/models/05_mhca.ipynb #85e7a318
-def gpsa(dim: int, num_heads: int, grid: tuple[int, int], qkv_bias: bool = False, locality: float = 1.) -> MHCA:
+def gpsa(dim: int,                  # D, width of a token, which the heads share evenly
+         num_heads: int,            # H
+         grid: tuple[int, int],     # patches down and across
+         qkv_bias: bool = False,    # queries, keys and values have a bias
+         locality: float = 1.,      # how narrow the heads look at the start; larger is narrower
+        ) -> MHCA:
     "ConViT's gated positional self-attention (d'Ascoli et al. 2021)"
     return MHCA(dim, num_heads, grid, 0, 'gate', 0., convit_centres(num_heads), locality, qkv_bias)
 
-def from_gpsa(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_gpsa(weights: dict[str, Tensor],    # arrays will do as well as tensors
+             ) -> dict[str, Tensor]:         # for a layer that `gpsa` made
     "The state dict of a ConViT GPSA layer under our names"
     parts = {k: torch.as_tensor(v) for k, v in weights.items()}
     joined = {f'qkv.{kind}': torch.cat([parts.pop(f'qk.{kind}'), parts.pop(f'v.{kind}')]) for kind in ('weight', 'bias') if f'qk.{kind}' in parts}

@@ -44,8 +44,14 @@ class NextViTConfig:
     use_dist: bool = False                      # for other backbones: this one has one head
 
     @classmethod
-    def of_preset(cls, preset: str = 'nextvit-nano', img_size: int = 28, in_chans: int = 1, num_classes: int = 10,
-                  patch_size: int | None = None, drop_path_rate: float | None = None, use_dist: bool = True) -> NextViTConfig:
+    def of_preset(cls, preset: str = 'nextvit-nano',      # a name in `PRESETS`
+                  img_size: int = 28,                     # side of the images in pixels; they are square
+                  in_chans: int = 1,                      # channels of an image: 1 grey, 3 colour
+                  num_classes: int = 10,                  # classes, one logit each
+                  patch_size: int | None = None,          # None only: this backbone cuts no patches
+                  drop_path_rate: float | None = None,    # share of the images that skip the last blocks in training; None: the preset's
+                  use_dist: bool = True,                  # not used: there is one head
+                 ) -> NextViTConfig:
         "A preset for the data at hand; raises `UserError` when the images do not fit"
         shape = dict(cls.PRESETS[choose('preset', preset, cls.PRESETS)])
         if patch_size is not None: raise UserError(f'{preset} has no patches, so patch size {patch_size} means nothing to it: leave it out')
@@ -54,7 +60,9 @@ class NextViTConfig:
         check_sides(config)
         return config
 
-    def build(self) -> NextViT: return NextViT(self)
+    def build(self) -> NextViT:
+        "The network, with random weights"
+        return NextViT(self)
 
 # %% ../../nbs/models/64_nextvit.ipynb #9c199fce
 def stage_plan(config: NextViTConfig,
@@ -66,7 +74,10 @@ def stage_plan(config: NextViTConfig,
     return group * config.groups[stage]
 
 # %% ../../nbs/models/64_nextvit.ipynb #d1b17e48
-def ntb_split(width: int, mix_ratio: float = .75, head_dim: int = 32) -> tuple[int, int]:     # channels of attention, of convolution
+def ntb_split(width: int,                # channels of the block
+              mix_ratio: float = .75,    # about the share of them that attention gets
+              head_dim: int = 32,        # channels of a head, and of a group in convolutional attention
+             ) -> tuple[int, int]:       # channels of attention, of convolution
     "How timm's NTB divides its channels; raises `UserError` when one part is empty or no multiple of a head"
     attention = max(32, int(int(width * mix_ratio) + 16) // 32 * 32)
     if attention < .9 * int(width * mix_ratio): attention += 32       # rounding down may not take more than a tenth
@@ -121,9 +132,10 @@ class NextViT(nn.Module):
                 trunc_normal_(m.weight, std=.02)
                 if m.bias is not None: nn.init.zeros_(m.bias)
 
-    def forward_features(self, x: Tensor) -> Tensor: return self.norm(self.stages(self.stem(x)))     # (B, D, h, w)
+    def forward_features(self, x: Tensor) -> Tensor:     # (B, in_chans, H, W) → (B, D, h, w), the last stage's grid
+        return self.norm(self.stages(self.stem(x)))
 
-    def forward(self, x: Tensor) -> TokenLogits:
+    def forward(self, x: Tensor) -> TokenLogits:     # (B, in_chans, H, W) → (B, C) logits, the same as both answers
         logits = self.head(self.forward_features(x))
         return TokenLogits(logits, logits)
 

@@ -23,15 +23,21 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout))
 
-    def forward(self, x: Tensor) -> Tensor: return self.net(x)
+    def forward(self, x: Tensor) -> Tensor:     # (…, width)
+        return self.net(x)
 
 class Swap(nn.Module):
     "(B, N, D) → (B, D, N), and back"
-    def forward(self, x: Tensor) -> Tensor: return x.transpose(1, 2)
+    def forward(self, x: Tensor) -> Tensor:     # (B, N, D) → (B, D, N)
+        return x.transpose(1, 2)
 
 class InnerMixer(nn.Module):
     "One MLP-Mixer block: across the tokens, then across the channels"
-    def __init__(self, tokens: int, width: int, token_hidden: int, channel_hidden: int, dropout: float = 0.):
+    def __init__(self, tokens: int,       # N, patches of an image
+                 width: int,              # D, width of a token
+                 token_hidden: int,       # hidden width of the network across the tokens
+                 channel_hidden: int,     # hidden width of the network across the channels
+                 dropout: float = 0.):    # share of the numbers set to 0 in training
         super().__init__()
         self.token_mix = nn.Sequential(nn.LayerNorm(width), Swap(), FeedForward(tokens, token_hidden, dropout), Swap())
         self.channel_mix = nn.Sequential(nn.LayerNorm(width), FeedForward(width, channel_hidden, dropout))
@@ -45,7 +51,12 @@ GATES = ('product', 'sum', 'none')
 
 class GatingUnit(nn.Module):
     "The Mixer's output times a linear image of the tokens (or plus it, or alone)"
-    def __init__(self, tokens: int, width: int, token_hidden: int, channel_hidden: int, dropout: float = 0., gate: str = 'product'):
+    def __init__(self, tokens: int,         # N, patches of an image
+                 width: int,                # D, width of a token
+                 token_hidden: int,         # hidden width of the network across the tokens
+                 channel_hidden: int,       # hidden width of the network across the channels
+                 dropout: float = 0.,       # share of the numbers set to 0 in training
+                 gate: str = 'product'):    # one of `GATES`
         super().__init__()
         self.gate = choose('gate', gate, GATES)
         self.Mixer = InnerMixer(tokens, width, token_hidden, channel_hidden, dropout)     # the authors' name
@@ -59,7 +70,12 @@ class GatingUnit(nn.Module):
 # %% ../../nbs/models/60_ninformer.ipynb #7595ec91
 class NiNformerBlock(nn.Module):
     "The gate, then a feed-forward network, both behind the same LayerNorm"
-    def __init__(self, tokens: int, width: int, hidden: int, dropout: float = 0., gate: str = 'product', drop_path: float = 0.):
+    def __init__(self, tokens: int,         # N, patches of an image
+                 width: int,                # D, width of a token
+                 hidden: int,               # hidden width of all three feed-forward networks
+                 dropout: float = 0.,       # share of the numbers set to 0 in training
+                 gate: str = 'product',     # one of `GATES`
+                 drop_path: float = 0.):    # share of the images that skip each of its two halves in training
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.mgu = GatingUnit(tokens, width, hidden, hidden, dropout, gate)
@@ -92,17 +108,27 @@ class NiNformerConfig:
     use_dist: bool = False      # there is one head, so both answers are its
 
     @property
-    def grid(self) -> int: return self.img_size // self.patch_size      # patches down, and across
+    def grid(self) -> int:
+        "Patches down, and across"
+        return self.img_size // self.patch_size
 
     @classmethod
-    def of_preset(cls, preset: str = 'ninformer-nano', img_size: int = 28, in_chans: int = 1, num_classes: int = 10, patch_size: int | None = None,
-                  drop_path_rate: float | None = None, use_dist: bool = False) -> NiNformerConfig:
+    def of_preset(cls, preset: str = 'ninformer-nano',    # a name in `PRESETS`
+                  img_size: int = 28,                     # side of the images in pixels; they are square
+                  in_chans: int = 1,                      # channels of an image: 1 grey, 3 colour
+                  num_classes: int = 10,                  # classes, one logit each
+                  patch_size: int | None = None,          # side of a patch in pixels; None: `default_patch_size`
+                  drop_path_rate: float | None = None,    # share of the images that skip the last block in training; None: 0, as in the paper
+                  use_dist: bool = False,                 # not used: there is one head
+                 ) -> NiNformerConfig:
         "A preset for the data at hand; raises `UserError` when patches do not fill the image"
         shape = dict(cls.PRESETS[choose('preset', preset, cls.PRESETS)])
         patch = check_patch_size(img_size, default_patch_size(img_size, preset) if patch_size is None else patch_size)
         return cls(img_size, patch, in_chans, num_classes, drop_path_rate=drop_path_rate or 0., **shape)
 
-    def build(self) -> NiNformer: return NiNformer(self)
+    def build(self) -> NiNformer:
+        "The network, with random weights"
+        return NiNformer(self)
 
 # %% ../../nbs/models/60_ninformer.ipynb #37010a77
 class NiNformer(nn.Module):
@@ -118,14 +144,16 @@ class NiNformer(nn.Module):
         self.classifier = nn.Linear(c.embed_dim, c.num_classes)
 
     @property
-    def blocks(self) -> nn.Sequential: return self.model
+    def blocks(self) -> nn.Sequential:
+        "Its blocks, by the name that they have in timm's Vision Transformers"
+        return self.model
 
     def forward_features(self, x: Tensor) -> Tensor:        # (B, channels, img, img) → (B, N, D), patches row by row
         if x.shape[-2:] != (self.config.img_size,) * 2:
             raise UserError(f'this NiNformer mixes the patches of {self.config.img_size} px images, these are of {x.shape[-2]} × {x.shape[-1]}: make it for that size, or resize them')
         return self.model(self.patcher(x).flatten(2).transpose(1, 2))
 
-    def forward(self, x: Tensor) -> TokenLogits:
+    def forward(self, x: Tensor) -> TokenLogits:     # (B, channels, img, img) → (B, C) logits, the same as both answers
         logits = self.classifier(self.forward_features(x).mean(1))
         return TokenLogits(logits, logits)
 

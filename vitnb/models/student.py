@@ -33,7 +33,9 @@ class TokenLogits(NamedTuple):
     diversity: Tensor | None = None     # mean of 1 − cos(CLS, DIST) over the images
 
     @property
-    def avg(self) -> Tensor: return (self.cls + self.dist) / 2
+    def avg(self) -> Tensor:     # (B, C)
+        "The mean of both tokens' logits, the answer that papers report"
+        return (self.cls + self.dist) / 2
 
 # %% ../../nbs/models/00_student.ipynb #86f9d32e
 _backbones: dict[str, type] = {}
@@ -57,12 +59,16 @@ PRESETS = dict(nano=dict(embed_dim=96, depth=6, num_heads=3, drop_path_rate=.05)
                small=dict(embed_dim=384, depth=12, num_heads=6, drop_path_rate=.1),
                base=dict(embed_dim=768, depth=12, num_heads=12, drop_path_rate=.1))
 
-def default_patch_size(img_size: int, preset: str) -> int:
+def default_patch_size(img_size: int,    # side of the images in pixels
+                       preset: str,      # name of the preset; only 'nano' is treated differently
+                      ) -> int:          # side of a patch in pixels; from 112 px on it is 14 where 16 does not divide the side
     "16 from 112 px on; for small images 4, and for `nano` a quarter of the side where that is a whole number"
     if img_size >= 112: return 16 if img_size % 16 == 0 else 14
     return img_size // 4 if preset == 'nano' and img_size % 4 == 0 else 4
 
-def check_patch_size(img_size: int, patch: int) -> int:
+def check_patch_size(img_size: int,    # side of the images in pixels
+                     patch: int,       # side of a patch in pixels
+                    ) -> int:          # `patch`, when it divides the side
     "The patch size; raises `UserError` when such patches do not fill the image"
     if patch > 0 and img_size % patch == 0: return patch
     fits = [p for p in range(2, img_size // 2 + 1) if img_size % p == 0]
@@ -86,15 +92,23 @@ class StudentConfig:
     HAS_DIST: ClassVar = True
 
     @classmethod
-    def of_preset(cls, preset: str, img_size: int, in_chans: int, num_classes: int, patch_size: int | None = None,
-                  drop_path_rate: float | None = None, use_dist: bool = True) -> StudentConfig:
+    def of_preset(cls, preset: str,                       # a name in `PRESETS`
+                  img_size: int,                          # side of the images in pixels; they are square
+                  in_chans: int,                          # channels of an image: 1 grey, 3 colour
+                  num_classes: int,                       # classes, one logit each
+                  patch_size: int | None = None,          # side of a patch in pixels; None: `default_patch_size`
+                  drop_path_rate: float | None = None,    # share of the images that skip the last block in training; None: the preset's
+                  use_dist: bool = True,                  # False: both answers come from CLS
+                 ) -> StudentConfig:
         "A preset for the data at hand; raises `UserError` when patches do not fill the image"
         shape = dict(PRESETS[preset])
         if drop_path_rate is not None: shape['drop_path_rate'] = drop_path_rate
         patch = check_patch_size(img_size, default_patch_size(img_size, preset) if patch_size is None else patch_size)
         return cls(img_size, patch, in_chans, num_classes, use_dist=use_dist, **shape)
 
-    def build(self) -> Student: return Student(self)
+    def build(self) -> Student:
+        "The network, with random weights"
+        return Student(self)
 
     def for_timm(self) -> dict:
         "What timm's `VisionTransformerDistilled` is made with"
@@ -111,7 +125,10 @@ class LastBlock(Block):
         read = read + self.drop_path1(self.ls1(attend_first(self.attn, self.norm1(x), self.readers)))
         return read + self.drop_path2(self.ls2(self.mlp(self.norm2(read))))
 
-def attend_first(attn: Attention, x: Tensor, n: int) -> Tensor:      # (B, N, D) → (B, n, D)
+def attend_first(attn: Attention,    # timm's layer, whose weights are used
+                 x: Tensor,          # (B, N, D)
+                 n: int,             # how many of the first tokens ask
+                ) -> Tensor:         # (B, n, D)
     "What attention gives to the first tokens: they alone ask, all are asked"
     width = attn.num_heads * attn.head_dim
     def heads(of: Tensor, rows: slice) -> Tensor: return F.linear(of, attn.qkv.weight[rows], attn.qkv.bias[rows]).unflatten(-1, (-1, attn.num_heads, attn.head_dim))
@@ -130,28 +147,40 @@ class Student(VisionTransformerDistilled):
         self.head_dist.requires_grad_(config.use_dist)
         self.blocks[-1].__class__ = LastBlock
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False):
+    def forward_head(self, x: Tensor,             # (B, N, D) tokens after the last norm, CLS and DIST first
+                     pre_logits: bool = False,    # True: no logits, but the mean of CLS and DIST, (B, D), as timm gives it
+                    ):                            # `TokenLogits`
+        "What the heads say about tokens that have passed the blocks"
         if pre_logits: return super().forward_head(x, pre_logits=True)
         cls = self.head(self.head_drop(x[:, 0]))
         with torch.no_grad(): diversity = 1 - F.cosine_similarity(x[:, 0].float(), x[:, 1].float()).mean()
         return TokenLogits(cls, self.head_dist(self.head_drop(x[:, 1])) if self.config.use_dist else cls, diversity)
 
 # %% ../../nbs/models/00_student.ipynb #bf0bf0a6
-def student_config(preset: str = 'nano', img_size: int = 28, in_chans: int = 1, num_classes: int = 10,
-                   patch_size: int | None = None, drop_path_rate: float | None = None, use_dist: bool = True,
-                  ):      # the configuration of whichever backbone has the preset
+def student_config(preset: str = 'nano',                   # a name in the `PRESETS` of any backbone
+                   img_size: int = 28,                     # side of the images in pixels; they are square
+                   in_chans: int = 1,                      # channels of an image: 1 grey, 3 colour
+                   num_classes: int = 10,                  # classes, one logit each
+                   patch_size: int | None = None,          # side of a patch in pixels; None: the backbone's choice (without patches None only)
+                   drop_path_rate: float | None = None,    # share of the images that skip the last block in training; None: the preset's
+                   use_dist: bool = True,                  # False: both answers come from one head, also where the backbone has two
+                  ):                                       # the configuration of whichever backbone has the preset
     "A preset for the data at hand; raises `UserError` when there is no such preset, or when it does not fit the images"
     known = {p: b for b in backbones().values() for p in b.PRESETS}
     return known[choose('preset', preset, known)].of_preset(preset, img_size, in_chans, num_classes, patch_size, drop_path_rate, use_dist)
 
-def make_student(config=StudentConfig(), seed: int = 0) -> nn.Module:
+def make_student(config=StudentConfig(),    # the shape, of any backbone
+                 seed: int = 0,
+                ) -> nn.Module:
     "A student with fresh weights, the same for the same seed"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return config.build()
 
 # %% ../../nbs/models/00_student.ipynb #68a9d20f
-def resized_student(student: Student, img_size: int) -> Student:
+def resized_student(student: Student,
+                    img_size: int,    # side of the new images in pixels, a multiple of the patch size
+                   ) -> Student:      # on the CPU, in training mode if `student` is
     "A copy of the student for another image size, with interpolated position embeddings"
     config = student.config
     if not isinstance(student, Student): raise UserError(f'a {config.backbone} has no position embeddings that could be interpolated: it stays at {config.img_size} px')
@@ -168,8 +197,13 @@ def resized_student(student: Student, img_size: int) -> Student:
 
 # %% ../../nbs/models/00_student.ipynb #e046765c
 @lru_cache
-def attention_seconds(device: str, bf16: bool, tokens: int, heads: int, width: int,     # of one head
-                      threads: int) -> dict[str, float]:
+def attention_seconds(device: str,             # 'cpu', 'cuda:0' …
+                      bf16: bool,              # True: in bfloat16; False: in float32
+                      tokens: int,             # of an image
+                      heads: int,              # attention heads of a block
+                      width: int,              # of one head
+                      threads: int,            # of this process; not used, but another number of them is timed anew
+                     ) -> dict[str, float]:    # by way: 'explicit' and 'fused'
     "The shortest of a few timings of attention, forward and backward, in both ways; remembered"
     images = max(1, min(128, (2**20 if device == 'cpu' else 2**24) // (heads * tokens**2)))
     q, k, v, out = torch.randn(4, images, heads, tokens, width, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16 if bf16 else torch.float32)
@@ -194,7 +228,8 @@ class AttentionChoice(NamedTuple):
     def __str__(self): return f'{self.kind} ({self.why})'
 
 def choose_attention(model: nn.Module,               # a Vision Transformer of timm's blocks
-                     device: torch.device | str, bf16: bool,
+                     device: torch.device | str,     # where the model will run; matters to 'auto' only
+                     bf16: bool,                     # whether it will compute in bfloat16; matters to 'auto' only
                      attention: str = 'auto',        # 'fused', 'explicit', or 'auto': whichever is faster here
                     ) -> AttentionChoice | None:     # None: these are no such blocks
     "Let the blocks use PyTorch's fused attention kernel, or not"
@@ -215,14 +250,16 @@ def _faster(model: nn.Module, block: nn.Module, device: torch.device, bf16: bool
     return AttentionChoice(kind, f'{other} takes {times:.1f} times as long here')
 
 # %% ../../nbs/models/00_student.ipynb #751aadc7
-def save_weights(model: nn.Module | dict[str, Tensor], path: str | Path, **about):
+def save_weights(model: nn.Module | dict[str, Tensor],    # a network, or a state dict
+                 path: str | Path,                        # file to write or replace
+                 **about):                                # whatever JSON can hold
     "Write the weights of a model, or these, to one safetensors file; `about` goes into its header as JSON"
     weights = {k: v.detach().cpu().contiguous() for k, v in (model if isinstance(model, dict) else model.state_dict()).items()}
     content = save(weights, metadata={'vitnb': json.dumps(about)})
     with whole_file(path) as temporary: temporary.write_bytes(content)
 
 # %% ../../nbs/models/00_student.ipynb #dc5de444
-def read_about(path: Path) -> dict:
+def read_about(path: Path) -> dict:     # empty where vitnb has written nothing
     "What the header of a safetensors file says about the weights, without reading those"
     with open(path, 'rb') as file: header = json.loads(file.read(struct.unpack('<Q', file.read(8))[0]))
     return json.loads(header.get('__metadata__', {}).get('vitnb', '{}'))
@@ -236,11 +273,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:   # state 
         raise UserError(f'{path} is not a whole safetensors file ({e}): it may be truncated; use another checkpoint') from e
 
 # %% ../../nbs/models/00_student.ipynb #6c6a0bfa
-def about_student(config) -> dict:
+def about_student(config) -> dict:     # what `described_student` reads; of any backbone
     "What the header of a student's file says about its shape"
     return dict(kind='student', backbone=config.backbone, config={f.name: getattr(config, f.name) for f in fields(config)})
 
-def described_student(about: dict, path: str | Path = 'the checkpoint'):     # the configuration
+def described_student(about: dict,                            # a header, as `about_student` makes it
+                      path: str | Path = 'the checkpoint',    # what errors call the file
+                     ):                                       # the configuration
     "The shape that a header describes; raises `UserError` when it is none that is known here"
     name, shape = about.get('backbone', 'vit'), about.get('config')
     if about.get('kind') != 'student' or not isinstance(name, str) or not isinstance(shape, dict): raise UserError(f'{path} does not say which network it holds: it was not written by this version of vitnb')
@@ -249,7 +288,9 @@ def described_student(about: dict, path: str | Path = 'the checkpoint'):     # t
     except TypeError: raise UserError(f'{path} does not say which network it holds: it was not written by this version of vitnb') from None
 
 # %% ../../nbs/models/00_student.ipynb #6264335f
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path = 'the checkpoint'):
+def load_weights(model: nn.Module,
+                 weights: dict[str, Tensor],              # state dict with just the model's names and shapes
+                 path: str | Path = 'the checkpoint'):    # what errors call the file
     "Put weights into a model; raises `UserError` that names the first one that does not fit"
     own = model.state_dict()
     for name in sorted(own.keys() | weights.keys()):
@@ -259,7 +300,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path 
             raise UserError(f'{path}: {name} has shape {tuple(weights[name].shape)}, this model needs {tuple(own[name].shape)}')
     model.load_state_dict({name: divided_like(own[name], w) for name, w in weights.items()})
 
-def divided_like(own: Tensor, value: Tensor) -> Tensor:
+def divided_like(own: Tensor,      # a parameter of a model; several processes hold parts of it when it has a `device_mesh`
+                 value: Tensor,    # the whole new tensor
+                ) -> Tensor:       # `value` itself when one process holds all
     "A tensor in the form of one that several processes may hold parts of"
     if not hasattr(own, 'device_mesh'): return value
     from torch.distributed.tensor import distribute_tensor

@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
         self.stride, self.missing = stride, channels - in_channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:     # (B, in_channels, H, W) → (B, channels, H / stride, W / stride), rounded up
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.missing: x = F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, self.missing // 2, self.missing // 2))
         return F.relu(x + y)
@@ -39,7 +39,8 @@ class CosineHead(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(in_features, num_classes).uniform_(-1, 1))
 
-    def forward(self, x: Tensor) -> Tensor: return F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0)
+    def forward(self, x: Tensor) -> Tensor:     # (B, in_features) → (B, num_classes), from −1 to 1
+        return F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0)
 
 # %% ../../nbs/models/10_teacher.ipynb #57f4bee5
 @dataclass(frozen=True)
@@ -68,11 +69,12 @@ class ResNet(nn.Module):
     def _stage(in_channels, channels, stride, blocks):
         return nn.Sequential(*[BasicBlock(in_channels if i == 0 else channels, channels, stride if i == 0 else 1) for i in range(blocks)])
 
-    def forward_features(self, x: Tensor) -> Tensor:   # (B, 64)
+    def forward_features(self, x: Tensor) -> Tensor:     # (B, in_chans, H, W) → (B, 64), means over the image
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
         return x.mean((2, 3))
 
-    def forward(self, x: Tensor) -> Tensor: return self.linear(self.forward_features(x))
+    def forward(self, x: Tensor) -> Tensor:     # (B, in_chans, H, W) → (B, num_classes) logits, with a cosine head cosines
+        return self.linear(self.forward_features(x))
 
 # %% ../../nbs/models/10_teacher.ipynb #ec1fa5f4
 class TimmNetwork(nn.Module):
@@ -82,8 +84,11 @@ class TimmNetwork(nn.Module):
         self.body = _timm_body(config)
         self.config, self.linear = config, (CosineHead if config.cosine else nn.Linear)(self.body.num_features, config.num_classes)
 
-    def forward_features(self, x: Tensor) -> Tensor: return self.body(x)     # (B, D) pooled
-    def forward(self, x: Tensor) -> Tensor: return self.linear(self.forward_features(x))
+    def forward_features(self, x: Tensor) -> Tensor:     # (B, in_chans, H, W) → (B, D) pooled
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:     # (B, in_chans, H, W) → (B, num_classes) logits, with a cosine head cosines
+        return self.linear(self.forward_features(x))
 
 def _timm_body(config: TeacherConfig) -> nn.Module:
     "A timm model without a classifier, for the configured image size where it takes one"
@@ -106,8 +111,10 @@ def make_teacher(config: TeacherConfig = TeacherConfig(), seed: int = 0) -> ResN
 
 # %% ../../nbs/models/10_teacher.ipynb #323de517
 @torch.no_grad()
-def check_answers(network: nn.Module, channels: int, side: int,     # of the images, in pixels
-                  name: str):                                       # of the network, for the message
+def check_answers(network: nn.Module,    # takes (B, channels, side, side); its mode is put back afterwards
+                  channels: int,         # of the images
+                  side: int,             # of the images, in pixels
+                  name: str):            # of the network, for the message
     "Raise a `UserError` when a network cannot answer an image of that size"
     training, device = network.training, next((p.device for p in network.parameters()), 'cpu')
     try: network.eval()(torch.zeros(1, channels, side, side, device=device))
@@ -116,7 +123,7 @@ def check_answers(network: nn.Module, channels: int, side: int,     # of the ima
     finally: network.train(training)
 
 # %% ../../nbs/models/10_teacher.ipynb #8607cbd6
-def fold_batch_norms(model: nn.Module) -> nn.Module:
+def fold_batch_norms(model: nn.Module) -> nn.Module:     # in evaluation mode
     "A copy of a network, ready to answer, with each plain `bnX` folded into the `convX` beside it"
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
