@@ -18,7 +18,7 @@ __all__ = ['PAGE', 'COMMANDS', 'train_command', 'dry_run', 'run_and_report', 're
            'generate_command', 'training_command', 'Demo', 'demo', 'demo_settings', 'demo_table', 'usage', 'main']
 
 # %% ../nbs/90_cli.ipynb #4411922d
-def train_command(arguments: Sequence[str]):
+def train_command(arguments: Sequence[str]):     # what follows `vitnb train`: a method's name and options
     "train a method and write its run folder and report"
     from vitnb.methods.registry import method, methods
     import tyro
@@ -72,8 +72,11 @@ def _of_recipe(text: str, name: str | None) -> str:
     return text.replace('`vitnb train teacher`', f'`vitnb train teacher --recipe {name}`') if name else text
 
 # %% ../nbs/90_cli.ipynb #4e5bb7f2
-def dry_run(config, name: str, recipe: str | None = None, out: str | Path | None = None):
-    "Print what a training would do, and what it lacks"
+def dry_run(config,                             # the settings of a method
+            name: str,                          # of the method
+            recipe: str | None = None,          # that the settings began with, to be named in advice
+            out: str | Path | None = None):     # run folder; it is only checked that it is free
+    "Print what a training would do, and what it lacks; raises `UserError` for what a training would refuse"
     from vitnb.training.loop import check_settings
     from vitnb.training.plan import plan
     from vitnb.training.runs import check_new
@@ -84,7 +87,9 @@ def dry_run(config, name: str, recipe: str | None = None, out: str | Path | None
     for text in missing: print(f'{"missing":14} {_of_recipe(text, recipe)}')
     if not missing: print(f'{"missing":14} nothing: leave --dry-run out to begin')
 
-def run_and_report(config, name: str, out: str | Path | None = None):
+def run_and_report(config,                             # the settings of a method
+                   name: str,                          # of the method
+                   out: str | Path | None = None):     # run folder; None: the next free name in runs/
     "Train, write the report, print the table; returns the run"
     from vitnb.data.sets import long_tailed
     from vitnb.training.loop import check_settings
@@ -186,7 +191,8 @@ def look_command(runs: tuple[Path, ...], app: bool = False, open: bool = True):
     elif open: subprocess.run(words, check=False)
 
 # %% ../nbs/90_cli.ipynb #bca2e3e3
-def look_notebook(runs: Sequence[Path]) -> Path:
+def look_notebook(runs: Sequence[Path],     # run folders, one at least
+                 ) -> Path:                 # look.ipynb, or look-2.ipynb and so on where that is something else
     "A notebook with the workbench in the folder of the first run: the one that is there, or a new one"
     import itertools, json
     from vitnb.core import whole_file
@@ -207,7 +213,7 @@ def look_notebook(runs: Sequence[Path]) -> Path:
         return path
 
 # %% ../nbs/90_cli.ipynb #5be3b65f
-def serve_app(notebook: Path,
+def serve_app(notebook: Path,          # an .ipynb file
               *options: str,           # further ones of Voilà, such as `--port=8900`
              ):
     "Serve a notebook without its code by Voilà, until Ctrl-C"
@@ -241,7 +247,9 @@ def compare_command(first: Path, second: Path, heads: tuple[str, str] | None = N
     print(comparison_table(differences, *names_apart(runs, heads)))
     print('\ninterval: a 95 % interval for the difference in accuracy on other test images of the same kind; p: exact test of the images that only one of the two gets right')
 
-def names_apart(runs, heads: tuple[str, str] | None = None) -> list[str]:
+def names_apart(runs,                                     # two, each a `Run`
+                heads: tuple[str, str] | None = None,     # one for each run; None: none was asked for
+               ) -> list[str]:                            # one for each run, never twice the same
     "What tells two columns apart: the methods, or the folders with as many of their parents as it takes, and the heads that were asked for"
     parts = [r.path.resolve().parts for r in runs]
     names, n = [r.config['method'] for r in runs], 1
@@ -264,7 +272,7 @@ def doctor_command(source: str, device: str = 'auto', limit: int = 20000, report
     if report: print(f'\nwritten: {report}')
 
 # %% ../nbs/90_cli.ipynb #64a4d066
-def analyse_command(arguments: Sequence[str]):
+def analyse_command(arguments: Sequence[str]):     # what follows `vitnb analyse`: a run folder and options
     "Compute the standard analyses of a run and print what became of them"
     import dataclasses, tyro
     from vitnb.analysis.analyse import STANDARD, AnalyseConfig, analyse, analysis_table
@@ -356,7 +364,7 @@ def _print_latency(run):
     print(latency_table(latencies(load_student(run))))
 
 # %% ../nbs/90_cli.ipynb #c1ebf29d
-def generate_command(arguments: Sequence[str]):
+def generate_command(arguments: Sequence[str]):     # what follows `vitnb generate`: a teacher, a folder and options
     "Fill a folder with images made from a teacher"
     import dataclasses, tyro
     from vitnb.methods.datafree import InversionConfig, make_images
@@ -375,7 +383,9 @@ def generate_command(arguments: Sequence[str]):
     if not known: print('note: in training the teacher will see these images under another mean and deviation than those given here, which its file does not say')
     print(f'{done}: train on it with `{command}`')
 
-def training_command(made: Path, teacher: str) -> tuple[str, bool]:
+def training_command(made: Path,       # folder of made images, with its `about.json`
+                     teacher: str,     # as for --teacher: a run folder, a file, timm:NAME or timm:NAME@FILE
+                    ) -> tuple[str, bool]:
     "The command that trains a student on made images, and whether in it the teacher sees them as it made them"
     import json, shlex
     seen = json.loads((made/'about.json').read_text())['train']
@@ -443,7 +453,9 @@ def _check_teacher(data, options: Demo):
     except UserError: raise UserError(f'the package has no teacher for class order {options.order_seed}, only for 0: add --train-teacher (some minutes more)') from None
 
 # %% ../nbs/90_cli.ipynb #0d7c7e5e
-def demo_table(vit, deit_lt) -> str:
+def demo_table(vit,          # the finished `Run` of ViT
+               deit_lt,      # and that of DeiT-LT
+              ) -> str:
     "The two runs' test accuracies, and what the differences say"
     from vitnb.training.metrics import accuracy_table
     a, b = vit.status['test'], deit_lt.status['test']
@@ -473,7 +485,8 @@ def usage() -> str:
     return 'usage: vitnb COMMAND [options]    (vitnb COMMAND --help lists them)\n\nTrain Vision Transformers on long-tailed images, and look inside them.\n\n' + '\n'.join(lines)
 
 # %% ../nbs/90_cli.ipynb #89144fcd
-def main(arguments: Sequence[str] | None = None) -> int:   # exit status
+def main(arguments: Sequence[str] | None = None,   # what follows `vitnb`; None: as the program was started
+        ) -> int:                                  # exit status
     "The `vitnb` command"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -26,14 +26,21 @@ def choose(what: str,          # what is being chosen, for the message
     raise UserError(f"unknown {what} {name!r}: choose one of {', '.join(map(str, choices))}")
 
 # %% ../nbs/00_core.ipynb #1cfb78cd
-def first_of(names: Sequence[str], most: int = 5) -> str:
+def first_of(names: Sequence[str],
+             most: int = 5,           # how many are named; the others are counted
+            ) -> str:
     "Some names and how many more there are"
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
-def n_of(n: int, thing: str, things: str = '') -> str: return f'{n} {thing if n == 1 else things or thing + "s"}'
+def n_of(n: int,
+         thing: str,           # what is counted, in the singular
+         things: str = '',     # in the plural; '': the singular with an s
+        ) -> str:
+    "A number with its noun"
+    return f'{n} {thing if n == 1 else things or thing + "s"}'
 
 # %% ../nbs/00_core.ipynb #6be96b27
-def check_limits(settings):
+def check_limits(settings):     # a dataclass; those among its fields are checked too, and a field that is None passes
     "Raise a `UserError` for the first number in a dataclass that is outside the range its class gives in `LIMITS`"
     limits = {name: pair for kind in reversed(type(settings).__mro__) for name, pair in vars(kind).get('LIMITS', {}).items()}
     for name, (low, high) in limits.items():
@@ -80,7 +87,9 @@ class Draws:
         import torch
         return self._kept(torch.randint(high, (*shape[:-1], self.of or shape[-1]), generator=self.random))
 
-    def noise(self, shape, device='cpu'):          # float of that shape
+    def noise(self, shape,         # (n, …)
+              device='cpu',        # a GPU draws other numbers than the CPU
+             ):                    # float of that shape
         "Normal numbers on a device; the first axis is that of the rows"
         import torch
         whole, device = (self.of or shape[0], *shape[1:]), torch.device(device)
@@ -133,7 +142,8 @@ def keep_freed_memory() -> bool:     # whether this system can
     return bool(mallopt(trim, largest) and (mallopt(mmap, 2**30) or mallopt(mmap, 2**25)))     # older libraries allow 32 MiB at most
 
 # %% ../nbs/00_core.ipynb #e1771103
-def packaged(*parts: str) -> Path:  # the path, which exists
+def packaged(*parts: str,     # names below data/, such as 'results', 'deit_lt_small.json'
+            ) -> Path:        # the path, which exists
     "A file or folder of the data that ships with vitnb, in an installed package or in a clone"
     here = Path(__file__).parent if '__file__' in globals() else _clone()/'vitnb'
     for root in (here/'_data', here.parent/'data'):

@@ -12,7 +12,7 @@ __all__ = ['fewer_colours', 'standing_alone', 'slider_frames']
 
 # %% ../nbs/02_frames.ipynb #86161731
 def fewer_colours(png: str,            # base64
-                  colours: int = 32,
+                  colours: int = 32,   # at most so many; 256 or fewer
                  ) -> str:             # base64
     "The same picture in fewer bytes"
     from PIL import Image
@@ -39,7 +39,7 @@ def slider_frames(draw: Callable,       # draw(axes, value): the picture of one 
                   values: Sequence,     # one for each position of the slider
                   label: str,           # what the slider changes
                   size: tuple[float, float] = (4.6, 2.2),      # inches
-                  dpi: int = 72,
+                  dpi: int = 72,        # pixels an inch
                  ):                     # IPython's HTML, for the last line of a cell
     "Pictures with a slider that needs no kernel"
     import matplotlib.pyplot as plt

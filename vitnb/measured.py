@@ -29,9 +29,9 @@ def measured(name: str,             # of a row, such as ViT
     return {part: np.array([(r['test'].get('out') or r['test'][head])[part] for r in runs]) for part in ('overall', 'head', 'mid', 'tail')}
 
 # %% ../nbs/03_measured.ipynb #fc222c00
-def group_bars(rows: dict[str, dict[str, np.ndarray]],     # what to draw, by its label in the legend
+def group_bars(rows: dict[str, dict[str, np.ndarray]],     # what to draw, from `measured`, by its label in the legend
                colours: Sequence[str],                     # one for each row
-               ylabel: str = 'test accuracy, %'):
+               ylabel: str = 'test accuracy, %'):          # beside the vertical axis
     "Bars for all classes and for each group by size: the mean, with a dot for each run; the legend has the overall mean ± standard deviation"
     import matplotlib.pyplot as plt      # here, because the command line does without it
     ax, width = plt.subplots(figsize=(6.8, 2.9), dpi=95)[1], .84 / len(rows)
@@ -47,7 +47,7 @@ def group_bars(rows: dict[str, dict[str, np.ndarray]],     # what to draw, by it
 # %% ../nbs/03_measured.ipynb #06aec5b6
 def backbone_bars(shown: str,                      # the name that is lit, such as Next-ViT
                  ) -> dict[str, np.ndarray]:       # test accuracy of each backbone in per cent, a number a seed
-    "Bars of the backbones that were trained with labels alone: the mean, with a dot for each seed"
+    "Bars of the backbones that were trained with labels alone: the mean, with a dot for each seed; raises `UserError` when `shown` is none of them"
     import matplotlib.pyplot as plt
     rows = [r for r in saved_rows('backbones_small.json') if r['method'] == 'vit']      # without a teacher
     choose('backbone', shown, dict.fromkeys(r['name'] for r in rows))

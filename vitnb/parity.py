@@ -32,7 +32,9 @@ def _nest(flat: dict) -> dict:
     return nested
 
 # %% ../nbs/01_parity.ipynb #44d8a582
-def flatten_parity(nested: dict, joint: str = '.') -> dict:
+def flatten_parity(nested: dict,        # dictionaries in dictionaries, as `read_parity` gives them
+                   joint: str = '.',    # what stands between the names of two levels
+                  ) -> dict:
     "`{'a': {'b': 1}}` → `{'a.b': 1}`, for state dicts"
     flat = {}
     for key, value in nested.items():
@@ -57,7 +59,9 @@ def read_parity(name: str,     # 'folder/file.ext' inside the parity folder
         return _nest({k: file.get_tensor(k) for k in file.keys()} | values)
 
 # %% ../nbs/01_parity.ipynb #690a866b
-def largest_difference(ours, theirs) -> float:  # infinity where the shapes differ or a value is not finite
+def largest_difference(ours,       # a tensor, an array, a list or a number
+                       theirs,     # likewise, of the same shape
+                      ) -> float:  # infinity where the shapes differ or a value is not finite
     "The largest absolute difference between two arrays"
     a, b = (np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v) for v in (ours, theirs))
     if a.shape != b.shape: return float('inf')
@@ -109,7 +113,8 @@ def parity_cells(notebook: Path,  # an .ipynb file
     return [s for s in sources if wanted(s) and not s.startswith('#| default_exp')]
 
 # %% ../nbs/01_parity.ipynb #fb8d2aee
-def run_parity(notebooks: Path | None = None) -> tuple[int, int]:  # quantities compared, quantities missed
+def run_parity(notebooks: Path | None = None,  # folder to look in, with its sub-folders; None: `nbs` of this clone
+              ) -> tuple[int, int]:            # quantities compared, quantities missed
     "Run the parity cells of every notebook and print a line for each quantity"
     global _collecting
     _collecting, start = True, len(_seen)

@@ -40,7 +40,11 @@ def stopping() -> Iterator[Stop]:
 # %% ../../nbs/training/46_guards.ipynb #4d4e3d9f
 DIVERGED = 10       # an epoch's mean loss above this many times the first epoch's
 
-def check_loss(loss: float, epoch: int, step: int | None = None, first: float | None = None, lr: float = 0.):
+def check_loss(loss: float,                    # of a step or of an epoch
+               epoch: int,                     # counted from 0; the message counts from 1
+               step: int | None = None,        # in the epoch, counted likewise; None: the loss is that of the epoch
+               first: float | None = None,     # mean loss of the first epoch, to compare with; None: nothing is compared
+               lr: float = 0.):                # peak learning rate, for the hint
     "Raise a `UserError` with the place and a hint when a training has left the ground"
     where = f'epoch {epoch + 1}' + ('' if step is None else f', step {step + 1}')
     if not math.isfinite(loss): what = f'the loss became {loss} in {where}'
@@ -51,7 +55,10 @@ def check_loss(loss: float, epoch: int, step: int | None = None, first: float | 
 def _hint(lr: float) -> str: return f'The last good state is kept. Use a smaller lr than {lr:g}, a longer warm-up, --clip-grad 1, or --precision fp32'
 
 # %% ../../nbs/training/46_guards.ipynb #bbc15745
-def check_weights(model: torch.nn.Module, epoch: int, step: int, lr: float = 0.):
+def check_weights(model: torch.nn.Module,
+                  epoch: int,          # counted from 0; the message counts from 1
+                  step: int,           # in the epoch, counted likewise
+                  lr: float = 0.):     # peak learning rate, for the hint
     "Raise a `UserError` that names the first weight which is infinite or no number"
     names, weights = zip(*((n, own_part(w.detach())) for n, w in model.named_parameters()))
     finite = torch.stack([n.float() for n in torch._foreach_norm(weights)]).isfinite().all()
@@ -78,8 +85,10 @@ class Progress:
         self.done += 1
         return time.monotonic() - self.written >= EVERY
 
-    def write(self, epoch: int, step: int, loss: float):
-        "Replace the file"
+    def write(self, epoch: int,     # counted from 0
+              step: int,            # the one just made, counted from 0 in its epoch
+              loss: float):         # of that step
+        "Replace the file; `due` must have counted a step before"
         self.written = time.monotonic()
         seconds = max(self.written - self.start, 1e-9) / self.done
         left = (self.epochs - epoch) * self.steps - step - 1

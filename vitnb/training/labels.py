@@ -17,7 +17,8 @@ from ..data.batches import Batch
 __all__ = ['labels_key', 'LabelCache']
 
 # %% ../../nbs/training/44_labels.ipynb #0dcdf3e5
-def labels_key(**parts) -> str:      # 24 hexadecimal digits
+def labels_key(**parts,     # by name, in any order; what JSON cannot hold counts by its text
+              ) -> str:     # 24 hexadecimal digits
     "A name for everything that labels depend on"
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 

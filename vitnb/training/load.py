@@ -16,7 +16,9 @@ from .runs import Run
 __all__ = ['load_model', 'load_student', 'load_test_images']
 
 # %% ../../nbs/training/52_load.ipynb #f7c26e8d
-def load_model(run: Run, which: str = 'last') -> nn.Module:      # a student of any backbone, or a teacher
+def load_model(run: Run,
+               which: str = 'last',     # 'last', or 'best': the epoch with the best validation accuracy
+              ) -> nn.Module:           # a student of any backbone, or a teacher
     "The network of a run in evaluation mode, of the 'last' or the 'best' epoch; raises `UserError` when there is none"
     path = run.path/('best.safetensors' if choose('weights', which, ('last', 'best')) == 'best' else 'model.safetensors')
     if not path.exists(): raise UserError(f'{run.path} has no {path.name}: the run is {run.status["state"]}' + (f', and `vitnb resume {run.path}` goes on with it' if run.status['state'] in ('interrupted', 'stopped', 'failed') else ''))
@@ -28,7 +30,9 @@ def load_model(run: Run, which: str = 'last') -> nn.Module:      # a student of 
     load_weights(model, weights, path)
     return model.eval()
 
-def load_student(run: Run, which: str = 'last') -> nn.Module:
+def load_student(run: Run,
+                 which: str = 'last',     # 'last', or 'best': the epoch with the best validation accuracy
+                ) -> nn.Module:           # in evaluation mode
     "The student of a run; raises `UserError` when the run holds none"
     model = load_model(run, which)
     if isinstance(model, (ResNet, TimmNetwork)): raise UserError(f'{run.path} holds a teacher, not a student with CLS and DIST: name the run of a student')

@@ -91,7 +91,10 @@ class TrainConfig(Optimisation):
     "send the curves to tensorboard, wandb, or all that are installed"
     LIMITS: ClassVar = dict(epochs=(1, math.inf), batch_size=(2, math.inf), repeats=(1, 100), accumulate=(1, math.inf), save_every=(0, math.inf), seed=(0, 2**32 - 1))
 
-    def learner(self, data: LongTailed, device: torch.device, bf16: bool) -> Learner:
+    def learner(self, data: LongTailed,
+                device: torch.device,     # where the networks are to be
+                bf16: bool,               # whether they compute in bfloat16
+               ) -> Learner:
         "What to train and with which loss"
         raise NotImplementedError
 
@@ -113,8 +116,9 @@ class Learner:
     notes: list[str] = field(default_factory=list)              # printed before training starts
 
 # %% ../../nbs/training/50_loop.ipynb #b10c0dbd
-def choose_device(name: str = 'auto') -> torch.device:
-    "The device of that name; `auto` takes a GPU when there is one"
+def choose_device(name: str = 'auto',     # cpu, cuda, cuda:NUMBER, mps, or auto
+                 ) -> torch.device:
+    "The device of that name; `auto` takes a GPU when there is one; raises `UserError` for a device that is not here"
     kind, _, number = name.partition(':')
     choose('device', kind if kind == 'cuda' and number.isdecimal() else name, ('auto', 'cpu', 'cuda', 'mps'))
     if name == 'auto': kind = name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -123,7 +127,9 @@ def choose_device(name: str = 'auto') -> torch.device:
     if number: torch.cuda.set_device(int(number))
     return torch.device(name)
 
-def choose_bf16(precision: str, device: torch.device) -> bool:
+def choose_bf16(precision: str,          # bf16, fp32 or auto
+                device: torch.device,    # looked at for auto only
+               ) -> bool:
     "Whether to compute in bfloat16; `auto` does where the hardware has instructions for it"
     choose('precision', precision, ('auto', 'bf16', 'fp32'))
     if precision != 'auto': return precision == 'bf16'
@@ -131,15 +137,23 @@ def choose_bf16(precision: str, device: torch.device) -> bool:
     return device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
 
 # %% ../../nbs/training/50_loop.ipynb #5fa0b248
-def answers(output: Tensor | TokenLogits) -> dict[str, Tensor]:
+def answers(output: Tensor | TokenLogits,     # (B, C) logits of a network with one head, or of a student's two
+           ) -> dict[str, Tensor]:            # (B, C) as 'out', or as 'cls', 'dist' and 'avg'
     "Logits by name in float32; the last one is the model's answer"
     if not isinstance(output, TokenLogits): return dict(out=output.float())
     exact = TokenLogits(output.cls.float(), output.dist.float())     # averaged after, not in bfloat16
     return dict(cls=exact.cls, dist=exact.dist, avg=exact.avg)
 
 @torch.no_grad()      # inference mode would spoil weights that are put together for it
-def predict(model: nn.Module, images: Tensor, mean, std, bf16: bool = False, batch_size: int = 500,
-            size: int | None = None, crop: float = 1.) -> dict[str, np.ndarray]:
+def predict(model: nn.Module,             # on the device that is to compute
+            images: Tensor,               # (N, channels, H, W) uint8
+            mean,                         # (channels,) of the pixels, in [0, 1]
+            std,                          # (channels,) their standard deviation
+            bf16: bool = False,           # compute in bfloat16
+            batch_size: int = 500,        # images at a time
+            size: int | None = None,      # side in pixels that the network sees; None: as they are
+            crop: float = 1.,             # share of the side that is kept, from the middle; only with `size`
+           ) -> dict[str, np.ndarray]:    # by head, float32, named as by `answers`
     "Logits (N, C) of every head for uint8 images, in evaluation mode"
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -160,14 +174,17 @@ class Place:
     seconds: float = 0.                                        # spent on them
 
 # %% ../../nbs/training/50_loop.ipynb #582f83ed
-def fit(config: TrainConfig, learner: Learner, optimiser, accelerator, steps: int,
+def fit(config: TrainConfig, learner: Learner,
+        optimiser,                                           # from `make_optimiser`; its learning rate is set here
+        accelerator,                                         # Hugging Face's `Accelerator`
+        steps: int,                                          # in an epoch
         batches: Callable[[int, int, bool], Batch],          # (epoch, step, mixing) → the batch of a step
-        bf16: bool = False,
-        on_step: Callable[[int, int, dict[str, Tensor]], None] = lambda epoch, step, losses: None,
-        place: Place | None = None,                          # where to begin; moves along
+        bf16: bool = False,                                  # compute in bfloat16
+        on_step: Callable[[int, int, dict[str, Tensor]], None] = lambda epoch, step, losses: None,     # called after every step
+        place: Place | None = None,                          # where to begin; moves along; None: at the start
         average=None,                                        # timm's `ModelEmaV3`, updated with the weights
-       ) -> Iterator[dict]:                                  # one dictionary of mean losses an epoch
-    "Train, yielding after every epoch"
+       ) -> Iterator[dict]:                                  # an epoch's mean losses, with `epoch`, `lr`, `mixing` and `seconds`
+    "Train, yielding after every epoch; raises `UserError` when its mean loss is infinite or no number"
     place = place or Place()
     while place.epoch < config.epochs:
         learner.model.train()
@@ -189,16 +206,25 @@ def fit(config: TrainConfig, learner: Learner, optimiser, accelerator, steps: in
         yield line
 
 # %% ../../nbs/training/50_loop.ipynb #3e52b2c9
-def rate_at(config: TrainConfig, time: float) -> float:    # time in epochs
+def rate_at(config: TrainConfig,
+            time: float,           # in epochs, fractions count
+           ) -> float:
     "The learning rate of the configured schedule"
     if config.schedule == 'steps': return stepped_rate(time, config.lr, config.epochs, config.warmup_epochs, config.warmup_lr, config.step_factor)
     return learning_rate(time, config.lr, config.epochs, config.warmup_epochs, config.warmup_lr, config.min_lr)
 
-def update_after(config: TrainConfig, step: int, steps: int) -> bool:
+def update_after(config: TrainConfig,
+                 step: int,      # in the epoch, counted from 0
+                 steps: int,     # in an epoch
+                ) -> bool:
     "Whether the weights move after a step: the last one of those whose gradients are added up, or of the epoch"
     return (step + 1) % config.accumulate == 0 or step == steps - 1
 
-def update(config: TrainConfig, learner: Learner, optimiser, accelerator, epoch: int, average=None):
+def update(config: TrainConfig, learner: Learner,
+           optimiser,          # what moves the weights; its gradients are cleared afterwards
+           accelerator,        # Hugging Face's `Accelerator`
+           epoch: int,         # counted from 0, for the learner's `before_step`
+           average=None):      # timm's `ModelEmaV3`, updated with the weights
     "Move the weights along the gathered gradients"
     model = accelerator.unwrap_model(learner.model, keep_torch_compile=False)
     learner.before_step(model, epoch)
@@ -209,7 +235,14 @@ def update(config: TrainConfig, learner: Learner, optimiser, accelerator, epoch:
     if average is not None: average.update(model)
 
 # %% ../../nbs/training/50_loop.ipynb #e75dd567
-def backward(config: TrainConfig, learner: Learner, accelerator, batch: Batch, epoch: int, step: int, bf16: bool, share: bool = True) -> dict[str, Tensor]:
+def backward(config: TrainConfig, learner: Learner,
+             accelerator,               # Hugging Face's `Accelerator`
+             batch: Batch,
+             epoch: int,                # counted from 0; with the step it names the random numbers of the forward pass
+             step: int,                 # in the epoch, counted from 0
+             bf16: bool,                # compute in bfloat16
+             share: bool = True,        # average the gradients over processes now; with SAM that is always done
+            ) -> dict[str, Tensor]:     # what the learner's loss gave, scalars; with SAM before the climb
     "Gradients of one batch: an ordinary backward pass, or SAM's two; processes need not share them before the weights move"
     def once():
         torch.manual_seed(seed_of(config.seed, 'forward', epoch, step))

@@ -18,7 +18,7 @@ __all__ = ['LOSSES', 'cross_entropy', 'ldam_margins', 'ldam_loss', 'focal_loss',
 # %% ../../nbs/training/02_losses.ipynb #10d4d9c2
 def cross_entropy(logits: Tensor,                   # (B, C)
                   targets: Tensor,                  # (B,) class numbers or (B, C) shares
-                  weight: Tensor | None = None,     # (C,) class weights
+                  weight: Tensor | None = None,     # (C,) class weights, with class numbers only; None: all alike
                  ) -> Tensor:                       # scalar
     "Mean cross-entropy in float32; with class weights and class numbers, divided by the batch's sum of weights"
     if targets.ndim == 2 and weight is not None: raise ValueError('class weights need class numbers as targets')
@@ -26,27 +26,29 @@ def cross_entropy(logits: Tensor,                   # (B, C)
     return F.cross_entropy(logits.float(), targets, weight, reduction='sum') / weight_share(weight[targets])
 
 # %% ../../nbs/training/02_losses.ipynb #74cc041b
-def ldam_margins(counts, max_margin: float = .5) -> Tensor:   # (C,) float32
+def ldam_margins(counts,                       # (C,) training images of each class, at least 1
+                 max_margin: float = .5,       # margin of the rarest class
+                ) -> Tensor:                   # (C,) float32
     "The margin of each class: the rarest class has the largest"
     m = torch.as_tensor(np.asarray(counts), dtype=torch.float64) ** -.25
     return (m / m.max() * max_margin).float()
 
 def ldam_loss(cosines: Tensor,                 # (B, C) in [-1, 1]
-              labels: Tensor,                  # (B,)
-              margins: Tensor,                 # (C,)
-              scale: float = 30,
-              weight: Tensor | None = None,    # (C,)
-             ) -> Tensor:
+              labels: Tensor,                  # (B,) int64 class numbers
+              margins: Tensor,                 # (C,) from `ldam_margins`
+              scale: float = 30,               # s, by which cosines are multiplied before the softmax
+              weight: Tensor | None = None,    # (C,) class weights; None: all alike
+             ) -> Tensor:                      # scalar
     "Label-distribution-aware margin loss (Cao et al. 2019)"
     shifted = cosines.float() - F.one_hot(labels, cosines.shape[1]) * margins[labels][:, None]
     return cross_entropy(scale * shifted, labels, weight)
 
 # %% ../../nbs/training/02_losses.ipynb #24cb0f7d
 def focal_loss(logits: Tensor,                  # (B, C)
-               labels: Tensor,                  # (B,)
-               gamma: float = 2,
-               weight: Tensor | None = None,    # (C,)
-              ) -> Tensor:
+               labels: Tensor,                  # (B,) int64 class numbers
+               gamma: float = 2,                # the larger, the less easy images count; 0: cross-entropy
+               weight: Tensor | None = None,    # (C,) class weights; None: all alike
+              ) -> Tensor:                      # scalar
     "Focal loss; with class weights divided by the batch's sum of weights"
     log_p = logits.float().log_softmax(1).gather(1, labels[:, None])[:, 0]
     wrong = (1 - log_p.exp()).clamp(min=torch.finfo(torch.float32).tiny)     # a root has no slope at 0
@@ -54,25 +56,33 @@ def focal_loss(logits: Tensor,                  # (B, C)
     return each.mean() if weight is None else (weight[labels] * each).sum() / weight_share(weight[labels])
 
 # %% ../../nbs/training/02_losses.ipynb #9f5448ca
-def log_prior(counts) -> Tensor:      # (C,) float32
+def log_prior(counts,          # (C,) training images of each class, at least 1
+             ) -> Tensor:      # (C,) float32
     "Logarithm of each class's share of the training images"
     counts = torch.as_tensor(np.asarray(counts), dtype=torch.float64)
     return (counts / counts.sum()).log().float()
 
 def adjusted_loss(logits: Tensor,                   # (B, C)
-                  targets: Tensor,                  # (B,) or (B, C)
+                  targets: Tensor,                  # (B,) class numbers or (B, C) shares
                   prior: Tensor,                    # (C,) from `log_prior`
-                  tau: float = 1,
-                  weight: Tensor | None = None,     # (C,)
-                 ) -> Tensor:
+                  tau: float = 1,                   # how much of log π is added; 0: cross-entropy, 1: balanced softmax
+                  weight: Tensor | None = None,     # (C,) class weights, with class numbers only; None: all alike
+                 ) -> Tensor:                       # scalar
     "Cross-entropy of logits + τ log π"
     return cross_entropy(logits.float() + tau * prior, targets, weight)
 
 # %% ../../nbs/training/02_losses.ipynb #dc9c1450
 LOSSES = ('ce', 'focal', 'ldam', 'balanced-softmax', 'logit-adjustment')
 
-def named_loss(name: str, counts, device='cpu', max_margin: float = .5, scale: float = 30, gamma: float = 2, tau: float = 1):
-    "The loss of that name as a function of (logits, targets, class weights or None)"
+def named_loss(name: str,                  # one of `LOSSES`
+               counts,                     # (C,) training images of each class
+               device='cpu',               # that of the logits
+               max_margin: float = .5,     # of ldam: margin of the rarest class
+               scale: float = 30,          # of ldam: by which cosines are multiplied
+               gamma: float = 2,           # of focal: the larger, the less easy images count
+               tau: float = 1,             # of logit-adjustment: how much of log π is added
+              ):                           # a function that returns a scalar
+    "The loss of that name as a function of (logits, targets, class weights or None); raises `UserError` for any other name"
     choose('loss', name, LOSSES)
     margins, prior = ldam_margins(counts, max_margin).to(device), log_prior(counts).to(device)
     if name == 'balanced-softmax': tau = 1
@@ -83,11 +93,14 @@ def named_loss(name: str, counts, device='cpu', max_margin: float = .5, scale: f
 # %% ../../nbs/training/02_losses.ipynb #94bf839d
 def paco_loss(centre_logits: Tensor,         # (B, C) of the queries
               features: Tensor,              # (F, D) of unit length: the B queries, then keys and queue
-              labels: Tensor,                # (F,)
-              prior: Tensor,                 # (C,) log π
-              alpha: float = .01, beta: float = 1, gamma: float = 1, temperature: float = .05,
+              labels: Tensor,                # (F,) class number of each feature
+              prior: Tensor,                 # (C,) log π, from `log_prior`
+              alpha: float = .01,            # mass on every other feature of the same class
+              beta: float = 1,               # mass on the centres
+              gamma: float = 1,              # weight of the features in the sum that is divided by
+              temperature: float = .05,      # τ, by which the products of features are divided
               smoothing: float = 0.,         # share of the centres' mass that the other classes' centres get (GPaCo)
-             ) -> Tensor:
+             ) -> Tensor:                    # scalar
     "Parametric contrastive loss of the first B features"
     B, C = centre_logits.shape
     with torch.autocast(features.device.type, enabled=False): similar = features[:B].float() @ features.float().T / temperature      # divided by τ, errors of bfloat16 would count
@@ -100,11 +113,17 @@ def paco_loss(centre_logits: Tensor,         # (B, C) of the queries
     return -((mass * log_p).sum(1) / mass.sum(1)).mean()
 
 # %% ../../nbs/training/02_losses.ipynb #46bee63c
-def drw_weights(counts, epoch: int, start: int, beta: float = .9999) -> Tensor | None:
+def drw_weights(counts,                  # (C,) training images of each class
+                epoch: int,              # counted from 0
+                start: int,              # the first epoch with weights, counted from 0
+                beta: float = .9999,     # 0: all ones, towards 1: inverse frequency
+               ) -> Tensor | None:       # float32 with mean 1
     "Class weights (C,) by effective number from epoch `start` on, before that none"
     return torch.tensor(effective_number_weights(counts, beta), dtype=torch.float32) if epoch >= start else None
 
-def drw_epoch(epochs: int, share: float) -> int:
-    "The epoch at which the re-weighted stage starts, after `share` of the training; it has one epoch at least, unless `share` is 1"
+def drw_epoch(epochs: int,       # of the whole training
+              share: float,      # of the epochs that come before it, 0 to 1; 1: it never starts
+             ) -> int:           # counted from 0
+    "The epoch at which the re-weighted stage starts; it has one epoch at least, unless `share` is 1; raises `UserError` for a share outside of 0 to 1"
     if not 0 <= share <= 1: raise UserError(f'drw_start={share} must be between 0 and 1: the share of the epochs before re-weighting')
     return epochs if share == 1 else min(round(epochs * share), epochs - 1)

@@ -13,7 +13,7 @@ __all__ = ['class_accuracy', 'group_accuracy', 'accuracy_table', 'per_cent']
 
 # %% ../../nbs/training/30_metrics.ipynb #4550a963
 def class_accuracy(logits: np.ndarray,     # (N, C)
-                   labels: np.ndarray,     # (N,)
+                   labels: np.ndarray,     # (N,) class numbers
                   ) -> np.ndarray:         # (C,) in per cent; NaN for a class without images
     "Accuracy of each class in per cent"
     logits, labels = np.asarray(logits, dtype=np.float32), np.asarray(labels)
@@ -22,7 +22,10 @@ def class_accuracy(logits: np.ndarray,     # (N, C)
     with np.errstate(invalid='ignore', divide='ignore'):
         return 100 * np.bincount(labels[right], minlength=C) / totals
 
-def group_accuracy(logits: np.ndarray, labels: np.ndarray, groups: Groups) -> dict[str, float]:
+def group_accuracy(logits: np.ndarray,     # (N, C)
+                   labels: np.ndarray,     # (N,) class numbers
+                   groups: Groups,         # which classes are head, mid and tail
+                  ) -> dict[str, float]:   # by group; classes without images are left out, and a group of such is NaN
     "Overall, head, mid and tail accuracy in per cent, every class counting the same"
     each = class_accuracy(logits, labels)
     parts = {'overall': range(len(each)), **dict(groups.items())}
@@ -33,14 +36,16 @@ def _mean(values: np.ndarray) -> float:
     return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float('nan')
 
 # %% ../../nbs/training/30_metrics.ipynb #54bb93fb
-def accuracy_table(rows: Mapping[str, Mapping[str, float]],   # name → overall, head, mid, tail
-                   title: str = '') -> str:
+def accuracy_table(rows: Mapping[str, Mapping[str, float]],   # name → overall, head, mid, tail in per cent
+                   title: str = '',       # stands above the names
+                  ) -> str:               # one line for the titles and one for each row
     "Rows of overall, head, mid and tail accuracy, aligned"
     width = max(map(len, [title, *rows]))
     lines = [f'{title:{width}}' + ''.join(f'{c:>9}' for c in ('overall', 'head', 'mid', 'tail'))]
     lines += [f'{name:{width}}' + ''.join(f'{per_cent(r[c]):>9}' for c in ('overall', 'head', 'mid', 'tail')) for name, r in rows.items()]
     return '\n'.join(lines)
 
-def per_cent(value: float | None) -> str:
+def per_cent(value: float | None,      # in per cent; None or NaN: there is none
+            ) -> str:                  # without the % sign
     "One decimal, or a dash for a group without classes"
     return '–' if value is None or np.isnan(value) else f'{value:.1f}'

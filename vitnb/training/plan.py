@@ -87,8 +87,12 @@ class Cost:
     seconds_look: float          # of an image that is only answered
     measured: int                # images in the larger of the batches
 
-    def bytes(self, batch_size: int) -> float: return 4 * self.numbers * self.parameters + self.bytes_fixed + batch_size * self.bytes_per_image
-    def seconds(self, batch_size: int) -> float: return self.seconds_fixed + batch_size * self.seconds_per_image
+    def bytes(self, batch_size: int) -> float:
+        "Memory in bytes for training with micro-batches of so many images"
+        return 4 * self.numbers * self.parameters + self.bytes_fixed + batch_size * self.bytes_per_image
+    def seconds(self, batch_size: int) -> float:
+        "Time in seconds for a micro-batch of so many images, without moving the weights"
+        return self.seconds_fixed + batch_size * self.seconds_per_image
 
 def _line(x1: int, y1: float, x2: int, y2: float) -> tuple[float, float]:     # at 0, slope
     "The line through two points, or through the origin and the second where noise would make it fall or start below 0"
@@ -96,8 +100,12 @@ def _line(x1: int, y1: float, x2: int, y2: float) -> tuple[float, float]:     # 
     return (y2 - slope * x2, slope) if slope > 0 and y2 >= slope * x2 else (0., y2 / x2)
 
 # %% ../../nbs/training/60_plan.ipynb #520c7559
-def measure(learner: Learner, data: LongTailed, config: TrainConfig, device: torch.device, bf16: bool,
-            seconds: float = 1.5, memory: float = 2**30) -> Cost:      # how long a step may take here, and how many bytes
+def measure(learner: Learner, data: LongTailed, config: TrainConfig,
+            device: torch.device,      # where the learner's networks are
+            bf16: bool,                # compute in bfloat16
+            seconds: float = 1.5,      # how long a step may take here
+            memory: float = 2**30,     # how many bytes a step may keep here for the backward pass
+           ) -> Cost:
     "Time and memory of a step, from the batch to the gradients, at two batch sizes"
     choose_attention(learner.model, device, bf16, config.attention)
     learner.model.train()
@@ -140,8 +148,10 @@ def _seconds(act, device: torch.device, repeats: int = 3) -> float:
     return min(times[1:])
 
 # %% ../../nbs/training/60_plan.ipynb #61bd61cc
-def plan(config: TrainConfig, method: str) -> tuple[list[tuple[str, str]], list[str]]:    # what will happen, what is missing
-    "Everything that `train` would do with a configuration, without doing it"
+def plan(config: TrainConfig,                            # the settings of a method
+         method: str,                                    # its name, for the first line
+        ) -> tuple[list[tuple[str, str]], list[str]]:    # what will happen, as titles with texts; what is missing
+    "Everything that `train` would do with a configuration, without doing it; raises `UserError` for a mistake in it"
     config, missing, device = with_short_warmup(config), [], choose_device(config.device)
     bf16 = choose_bf16(config.precision, device)
     data, counts, total, absent = find_data(config.data)

@@ -18,7 +18,7 @@ __all__ = ['rank_and_size', 'is_first', 'total', 'from_first', 'own_share', 'gat
            'SharedBatchNorm', 'share_layers', 'shard', 'is_sharded', 'whole', 'own_part']
 
 # %% ../../nbs/training/00_processes.ipynb #fde20c15
-def rank_and_size() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:     # counted from 0; (0, 1) when it is alone
     "The number of this process and how many there are"
     if dist.is_available() and dist.is_initialized(): return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -27,14 +27,16 @@ def is_first() -> bool:
     "Whether this is the first process, also before they have met (launchers number them in `RANK`)"
     return rank_and_size()[0] == 0 if dist.is_available() and dist.is_initialized() else os.environ.get('RANK', '0') == '0'
 
-def total(x: Tensor) -> Tensor:
+def total(x: Tensor,      # of the same shape in every process; all of them must ask
+         ) -> Tensor:     # of that shape; alone: `x` itself
     "The sum of a tensor over all processes; nothing flows back through it"
     if rank_and_size()[1] == 1: return x
     x = x.detach().clone()
     dist.all_reduce(x)
     return x
 
-def from_first(value):
+def from_first(value,     # anything that pickle takes; in the other processes it is not looked at
+              ):          # alone: `value` itself
     "The value that the first process has, in every process"
     if rank_and_size()[1] == 1: return value
     box = [value]
@@ -47,7 +49,8 @@ def own_share(n: int) -> slice:
     rank, size = rank_and_size()
     return slice(rank * n // size, (rank + 1) * n // size)
 
-def gathered(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def gathered(part: dict[str, np.ndarray],      # (n, …) each, for the images of `own_share`; the same names in every process
+            ) -> dict[str, np.ndarray]:        # (N, …) each, in every process
     "The arrays of all processes' shares, joined in order"
     if rank_and_size()[1] == 1: return part
     parts = [None] * rank_and_size()[1]
@@ -55,18 +58,23 @@ def gathered(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k: np.concatenate([p[k] for p in parts]) for k in part}
 
 # %% ../../nbs/training/00_processes.ipynb #cfee6fda
-def weight_share(weights: Tensor) -> Tensor:     # scalar
+def weight_share(weights: Tensor,     # (n,) the weight of each of this process's images
+                ) -> Tensor:          # scalar
     "What a process divides the sum of its weighted losses by, so that the average over processes is the loss of the whole batch"
     return total(weights.sum()) / rank_and_size()[1]
 
 # %% ../../nbs/training/00_processes.ipynb #c0263c24
 class SharedDropPath(nn.Module):
     "timm's `DropPath` for some rows of a batch"
-    def __init__(self, drop_prob: float, scale_by_keep: bool, rows: Tensor, of: int):
+    def __init__(self, drop_prob: float,      # share of the images that the block is skipped for
+                 scale_by_keep: bool,         # divide what is kept by 1 − drop_prob
+                 rows: Tensor,                # (n,) which rows of the batch are seen here
+                 of: int):                    # rows of the whole batch
         super().__init__()
         self.drop_prob, self.scale_by_keep, self.rows, self.of = drop_prob, scale_by_keep, rows, of
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:     # (n, …), the images of `rows` along the first axis
+        "While training, set some images to zero, as drawn for the whole batch; otherwise change nothing"
         if self.drop_prob == 0 or not self.training: return x
         keep = 1 - self.drop_prob
         mask = x.new_empty((self.of,) + (1,) * (x.ndim - 1)).bernoulli_(keep)
@@ -78,7 +86,8 @@ class SharedBatchNorm(_BatchNorm):
     "Batch norm over the batch of all processes"
     def _check_input_dim(self, x): pass
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:     # (n, channels, …), as many images in every process; of the same shape and type
+        "Normalise each channel: while training by the images of all processes, otherwise by the running statistics"
         if not self.training: return super().forward(x)
         axes, shape = [0, *range(2, x.ndim)], (1, -1) + (1,) * (x.ndim - 2)
         size, wide = rank_and_size()[1], x if x.dtype == torch.float64 else x.float()
@@ -99,7 +108,10 @@ def _summed(x: Tensor) -> Tensor:
     return all_reduce(x, 'sum', dist.group.WORLD)
 
 # %% ../../nbs/training/00_processes.ipynb #94775e07
-def share_layers(model: nn.Module, rows: Tensor, of: int) -> nn.Module:
+def share_layers(model: nn.Module,     # changed in place
+                 rows: Tensor,         # (n,) int64, which rows of a batch this process makes, from `own_rows`
+                 of: int,              # rows of a whole batch, over all processes
+                ) -> nn.Module:        # the same model
     "Replace the layers of a model that depend on the whole batch by those that share it"
     for name, layer in list(model.named_children()):
         if isinstance(layer, DropPath): model.set_submodule(name, SharedDropPath(layer.drop_prob, layer.scale_by_keep, rows, of))
@@ -111,7 +123,8 @@ def share_layers(model: nn.Module, rows: Tensor, of: int) -> nn.Module:
     return model
 
 # %% ../../nbs/training/00_processes.ipynb #f0ed1353
-def shard(model: nn.Module) -> nn.Module:
+def shard(model: nn.Module,     # changed in place; its `blocks`, where it has some, are divided one by one
+         ) -> nn.Module:        # the same model
     "Divide the weights of a model among the processes, block by block"
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -123,10 +136,10 @@ def is_sharded(model: nn.Module) -> bool:
     "Whether the processes hold parts of this model's weights"
     return any(hasattr(p, 'device_mesh') for p in model.parameters())
 
-def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:     # the same in every process; those that are not divided stay as they are
     "The tensors put together from what each process holds; all of them must ask"
     return {k: v.full_tensor() if hasattr(v, 'full_tensor') else v for k, v in tensors.items()}
 
-def own_part(weights: Tensor) -> Tensor:
+def own_part(weights: Tensor) -> Tensor:     # all of it where nothing is divided
     "What this process holds of a weight"
     return weights.to_local() if hasattr(weights, 'to_local') else weights

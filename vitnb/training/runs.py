@@ -20,7 +20,8 @@ __all__ = ['SHAPES', 'TAKEN', 'SILENT', 'write_json', 'read_json', 'append_line'
            'recording']
 
 # %% ../../nbs/training/40_runs.ipynb #be9f9d67
-def write_json(path: Path, content: Any):
+def write_json(path: Path,        # made or replaced, and the folders above it made
+               content: Any):     # what JSON can hold; numbers that are infinite or NaN become null
     "Write JSON in one step"
     with whole_file(path) as temporary: temporary.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
@@ -37,7 +38,8 @@ def read_json(path: Path) -> Any:
     except (OSError, ValueError) as e: raise UserError(f'cannot read {path}: {e}') from e
 
 # %% ../../nbs/training/40_runs.ipynb #0cad8b53
-def append_line(path: Path, content: dict):
+def append_line(path: Path,         # made when it is not there
+                content: dict):     # what JSON can hold; numbers that are infinite or NaN become null
     "Add one line of JSON to a file, or leave the file as it was"
     size = path.stat().st_size if path.exists() else 0
     try:
@@ -54,8 +56,8 @@ def write_lines(path: Path, lines: list[dict]):
     "Write a file of JSON lines in one step"
     with whole_file(path) as temporary: temporary.write_text(''.join(json.dumps(_plain(line)) + '\n' for line in lines), encoding='utf-8')
 
-def read_lines(path: Path) -> list[dict]:
-    "The whole lines of a file of JSON lines"
+def read_lines(path: Path) -> list[dict]:     # empty when there is no file; a last line that is not finished is left out
+    "The whole lines of a file of JSON lines; raises `UserError` when one of them is damaged"
     if not path.exists(): return []
     try: return [json.loads(line) for line in path.read_text(encoding='utf-8').split('\n')[:-1]]     # what follows the last newline is not finished
     except (OSError, ValueError) as e: raise UserError(f'{path} has a damaged line: {e}') from e
@@ -66,7 +68,10 @@ SHAPES = {'config.json': dict(method=str, config=dict(epochs=int, seed=int, data
           'status.json': dict(state=str, started=str),
           'metrics.jsonl': dict(epoch=int, loss=(int, float, type(None)), lr=(int, float), seconds=(int, float))}
 
-def check_shape(content: Any, path: Path, shape: Any = None, name: str = ''):
+def check_shape(content: Any,          # what JSON gave
+                path: Path,            # the file it comes from, for the message; its name is looked up in `SHAPES`
+                shape: Any = None,     # a type, several types, or a dictionary of names with shapes; None: that of the file
+                name: str = ''):       # where in the file, for the message, such as 'data.groups.'
     "Raise a `UserError` when what was read from a file of a run is not as `SHAPES` says"
     shape = SHAPES[path.name] if shape is None else shape
     if not isinstance(content, dict if isinstance(shape, dict) else shape):
@@ -83,7 +88,9 @@ class Run:
     path: Path    # the folder
 
     @property
-    def config(self) -> dict: return self._read('config.json')
+    def config(self) -> dict:
+        "What was decided: `method`, its `config`, facts about `data`, `model` and `machine`; raises `UserError` when it is missing or damaged"
+        return self._read('config.json')
     @property
     def status(self) -> dict:
         "State, times and test accuracy; a run that says it is running, but whose process is gone, or on another machine silent for minutes, is 'stopped'"
@@ -99,10 +106,11 @@ class Run:
         return lines
     @property
     def groups(self) -> Groups:
+        "Which classes are head, mid and tail"
         g = self.config['data']['groups']
         return Groups(tuple(g['head']), tuple(g['mid']), tuple(g['tail']), g['rule'])
     @property
-    def predictions(self) -> dict[str, np.ndarray]:
+    def predictions(self) -> dict[str, np.ndarray]:     # labels (N,), logits (N, C)
         "Test labels and logits: `labels`, then for students `cls`, `dist`, `best_cls`, `best_dist`, for teachers `out`, `best_out`; the last weights' on validation images as `val_…`"
         path = self.path/'predictions.npz'
         if not path.exists(): raise UserError(f'{self.path} has no predictions: the run is {self.status["state"]}')
@@ -145,9 +153,10 @@ def _started(run: Run) -> str:
     except UserError: return ''
 
 # %% ../../nbs/training/40_runs.ipynb #1f8daa2a
-def new_run_folder(out: str | Path | None,     # where the user wants it, or None
-                   name: str,                  # for the automatic name
-                   folder: str | Path = 'runs') -> Path:
+def new_run_folder(out: str | Path | None,         # where the user wants it; None: the next free automatic name
+                   name: str,                      # for the automatic names: NAME-1, NAME-2, …
+                   folder: str | Path = 'runs',    # where an automatic name is looked for
+                  ) -> Path:
     "An empty folder for a run; raises `UserError` when `out` exists already and holds more than a start that was killed at once"
     paths = [Path(out).expanduser()] if out is not None else (Path(folder)/f'{name}-{i}' for i in itertools.count(1))
     for path in paths:
@@ -172,7 +181,7 @@ def _hardly_begun(path: Path) -> bool:
     except (UserError, AttributeError): return True
 
 # %% ../../nbs/training/40_runs.ipynb #18857b4a
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str]:     # name → version, or 'unknown'
     "The versions that a result depends on"
     from importlib.metadata import PackageNotFoundError, version
     def of(name):
@@ -205,8 +214,10 @@ def alone(run: Run) -> Iterator[None]:
 
 # %% ../../nbs/training/40_runs.ipynb #c4804212
 @contextmanager
-def recording(run: Run, config: dict | None) -> Iterator[dict]:     # None: the run goes on
-    "Keep a run's status up to date; yields a dictionary whose content goes into `status.json` at the end"
+def recording(run: Run,               # whose folder is there
+              config: dict | None,    # what goes into `config.json`; None: the run goes on
+             ) -> Iterator[dict]:
+    "Keep a run's status up to date; yields a dictionary whose content goes into `status.json` at the end; raises `UserError` when the disk is full"
     now, before = time.strftime('%Y-%m-%dT%H:%M:%S'), {} if config else run.status
     status = dict(state='running', started=before.get('started', now), host=platform.node(), pid=os.getpid())
     if not config: status['resumed'] = [*before.get('resumed', []), now]

@@ -14,8 +14,8 @@ __all__ = ['climb', 'descend', 'aside']
 
 # %% ../../nbs/training/10_sam.ipynb #5491b455
 @torch.no_grad()
-def climb(parameters: Iterable[Tensor],      # with gradients
-          rho: float,                        # distance
+def climb(parameters: Iterable[Tensor],      # those without a gradient stay where they are
+          rho: float,                        # distance that all weights together are moved
          ) -> list[tuple[Tensor, Tensor]]:   # what `descend` needs to come back
     "Move the weights by ρ along the gradient, and clear the gradient"
     parameters = [p for p in parameters if p.grad is not None]
@@ -27,13 +27,14 @@ def climb(parameters: Iterable[Tensor],      # with gradients
     return origin
 
 @torch.no_grad()
-def descend(origin: list[tuple[Tensor, Tensor]]):
+def descend(origin: list[tuple[Tensor, Tensor]]):     # what `climb` returned
     "Put the weights back to where `climb` found them, keeping the gradient of the second pass"
     for p, w in origin: p.copy_(w)
 
 # %% ../../nbs/training/10_sam.ipynb #2d354d7d
 @contextmanager
-def aside(parameters: Iterable[Tensor]) -> Iterator[None]:
+def aside(parameters: Iterable[Tensor],     # all that are trained, with or without gradients
+         ) -> Iterator[None]:
     "Put the gradients gathered so far aside in the block, and add them to its own at the end"
     kept = [(p, p.grad) for p in parameters if p.grad is not None]
     for p, _ in kept: p.grad = None

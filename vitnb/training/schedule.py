@@ -14,7 +14,12 @@ __all__ = ['SCHEDULES', 'learning_rate', 'stepped_rate', 'make_optimiser']
 
 # %% ../../nbs/training/20_schedule.ipynb #6aa52e58
 def learning_rate(epoch: float,                # time in epochs, fractions count
-                  peak: float, epochs: int, warmup_epochs: float = 5, warmup_lr: float = 1e-6, min_lr: float = 1e-5) -> float:
+                  peak: float,                 # rate that the warm-up heads for, and where the cosine would be at epoch 0
+                  epochs: int,                 # of the whole training, where the cosine ends
+                  warmup_epochs: float = 5,    # in which the rate rises; 0: none
+                  warmup_lr: float = 1e-6,     # rate at epoch 0, when there is a warm-up
+                  min_lr: float = 1e-5,        # rate at the end
+                 ) -> float:
     "Linear warm-up, then a cosine to `min_lr`, as in timm's cosine scheduler without warm-up prefix"
     if epoch < warmup_epochs: return warmup_lr + epoch * (peak - warmup_lr) / warmup_epochs
     return min_lr + .5 * (peak - min_lr) * (1 + math.cos(math.pi * epoch / epochs))
@@ -22,14 +27,25 @@ def learning_rate(epoch: float,                # time in epochs, fractions count
 # %% ../../nbs/training/20_schedule.ipynb #7ef8a795
 SCHEDULES = ('cosine', 'steps')
 
-def stepped_rate(epoch: float, peak: float, epochs: int, warmup_epochs: float = 5, warmup_lr: float = 1e-6, factor: float = .01) -> float:
+def stepped_rate(epoch: float,                # time in epochs, fractions count
+                 peak: float,                 # rate between the warm-up and the first step
+                 epochs: int,                 # of the whole training
+                 warmup_epochs: float = 5,    # in which the rate rises; 0: none
+                 warmup_lr: float = 1e-6,     # rate at epoch 0, when there is a warm-up
+                 factor: float = .01,         # by which each of the two steps multiplies the rate
+                ) -> float:
     "Linear warm-up, then constant, with a step down after 80 and after 90 % of the epochs"
     if epoch < warmup_epochs: return warmup_lr + epoch * (peak - warmup_lr) / warmup_epochs
     return peak * factor ** ((epoch >= .8 * epochs) + (epoch >= .9 * epochs))
 
 # %% ../../nbs/training/20_schedule.ipynb #67401f8e
-def make_optimiser(model: nn.Module, name: str, lr: float, weight_decay: float, momentum: float = .9) -> torch.optim.Optimizer:
-    "`adamw` with timm's parameter groups, or `sgd` with momentum"
+def make_optimiser(model: nn.Module,         # adamw spares its biases, its norms, and what its `no_weight_decay()` names
+                   name: str,                # 'adamw' or 'sgd'
+                   lr: float,                # learning rate, until the loop sets another
+                   weight_decay: float,      # strength; adamw shrinks weights by it, sgd adds it to the gradient
+                   momentum: float = .9,     # of sgd
+                  ) -> torch.optim.Optimizer:
+    "`adamw` with timm's parameter groups, or `sgd` with momentum; raises `UserError` for other names"
     choose('optimiser', name, ('adamw', 'sgd'))
     if name == 'sgd': return torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
     from timm.optim import param_groups_weight_decay

@@ -17,7 +17,9 @@ from ..models.student import divided_like
 __all__ = ['KEPT', 'checksum', 'save_state', 'saved_states', 'read_state', 'newest_state', 'optimiser_tensors', 'load_optimiser']
 
 # %% ../../nbs/training/38_states.ipynb #fb77f0fe
-def checksum(tensors: dict[str, Tensor], about: dict) -> str:
+def checksum(tensors: dict[str, Tensor],     # by name, on any device
+             about: dict,                    # what JSON can hold
+            ) -> str:                        # 64 hexadecimal digits
     "SHA-256 of tensors with their names and of the facts about them"
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -30,8 +32,8 @@ def checksum(tensors: dict[str, Tensor], about: dict) -> str:
 KEPT = 2        # states on the disk: the newest, and the one before in case that is damaged
 
 def save_state(folder: Path,                  # the run's `resume` folder
-               step: int,                     # since the start of the training
-               tensors: dict[str, Tensor],
+               step: int,                     # steps done since the start of the training; the file is named by it
+               tensors: dict[str, Tensor],    # by name, on any device
                about: dict):                  # what JSON can hold
     "Write a state, then delete all but the newest two"
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -39,7 +41,8 @@ def save_state(folder: Path,                  # the run's `resume` folder
     with whole_file(folder/f'state-{step:012d}.safetensors') as path: path.write_bytes(content)
     for old in saved_states(folder)[KEPT:]: old.unlink(missing_ok=True)
 
-def saved_states(folder: Path) -> list[Path]:
+def saved_states(folder: Path,      # the run's `resume` folder
+                ) -> list[Path]:    # empty when there is no such folder
     "The files of states, newest first"
     return sorted(folder.glob('state-*.safetensors'), reverse=True) if folder.is_dir() else []
 
@@ -57,8 +60,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict]:
     if not whole: raise UserError(f'{path} is not as it was written: its checksum differs')
     return tensors, about
 
-def newest_state(folder: Path) -> tuple[dict[str, Tensor], dict, list[str]] | None:     # tensors, facts, what is wrong with newer files
-    "The newest whole state of a folder; None when there is none to be found"
+def newest_state(folder: Path,                                           # the run's `resume` folder
+                ) -> tuple[dict[str, Tensor], dict, list[str]] | None:   # tensors, facts, what is wrong with newer files
+    "The newest whole state of a folder; None when there is none to be found; raises `UserError` when there are some and none is whole"
     wrong = []
     for path in saved_states(folder):
         try: return *read_state(path), wrong
@@ -67,12 +71,13 @@ def newest_state(folder: Path) -> tuple[dict[str, Tensor], dict, list[str]] | No
     return None
 
 # %% ../../nbs/training/38_states.ipynb #377d2d9c
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:     # such as '0.exp_avg': parameter's number, tensor's name
     "What an optimiser has gathered, as tensors by name"
     return {f'{number}.{name}': value if isinstance(value, Tensor) else torch.tensor(value)
             for number, state in optimiser.state_dict()['state'].items() for name, value in state.items() if value is not None}
 
-def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]):
+def load_optimiser(optimiser: torch.optim.Optimizer,     # of the same parameters in the same order
+                   tensors: dict[str, Tensor]):          # from `optimiser_tensors`
     "Put those tensors back; the settings stay those of the optimiser"
     state: dict[int, dict] = {}
     weights = [w for group in optimiser.param_groups for w in group['params']]

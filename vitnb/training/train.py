@@ -31,7 +31,10 @@ __all__ = ['read_settings', 'Training', 'batches_of', 'label_cache', 'this_machi
            'prepare', 'go_on', 'go_on_with', 'same_threads', 'test_run']
 
 # %% ../../nbs/training/55_train.ipynb #842996c8
-def read_settings(content: dict, kind: type, name: str = '') -> Any:
+def read_settings(content: dict,     # setting → value, those of inner dataclasses as dictionaries; what is not there keeps its default
+                  kind: type,        # the dataclass; all its fields have defaults
+                  name: str = '',    # where in the settings, for the message, such as 'data.'
+                 ) -> Any:           # a `kind`
     "A dataclass of settings from what JSON made of it; raises `UserError` that names the first thing that does not fit"
     hints, defaults, values = typing.get_type_hints(kind), kind(), {}
     if not isinstance(content, dict): raise UserError(f'the settings {name.strip(".") or "of the run"} are {str(content)[:40]!r}, not names with values')
@@ -72,12 +75,19 @@ class Training:
     saving: float = 0.             # seconds that writing it took
 
     @property
-    def model(self): return self.accelerator.unwrap_model(self.learner.model, keep_torch_compile=False)
+    def model(self):
+        "The network itself, without what accelerate and torch.compile put around it"
+        return self.accelerator.unwrap_model(self.learner.model, keep_torch_compile=False)
     @property
-    def first(self) -> bool: return rank_and_size()[0] == 0
+    def first(self) -> bool:
+        "Whether this is the first process, which writes the files"
+        return rank_and_size()[0] == 0
 
 # %% ../../nbs/training/55_train.ipynb #d108892a
-def batches_of(config: TrainConfig, learner: Learner, data: LongTailed, device: torch.device, labels: LabelCache | None = None):
+def batches_of(config: TrainConfig, learner: Learner, data: LongTailed,
+               device: torch.device,                # where the batches are to be
+               labels: LabelCache | None = None,    # keeps the teacher's labels; None: the teacher, if any, is asked at every step
+              ):                                    # a function: (epoch, step, mixing) → `Batch` with this process's rows
     "The batch of a step, by number; those of the first and the last epoch are tried at once, so that what cannot be made is said before there is a run folder"
     rows, steps = own_rows(config.batch_size, *rank_and_size()), sampled_steps(len(data.train), config.batch_size, config.repeats)
     def which(epoch: int, step: int) -> Tensor:
@@ -96,7 +106,10 @@ def batches_of(config: TrainConfig, learner: Learner, data: LongTailed, device: 
     return batches
 
 # %% ../../nbs/training/55_train.ipynb #88b66230
-def label_cache(config: TrainConfig, learner: Learner, data: LongTailed, machine: dict, steps: int) -> LabelCache | None:
+def label_cache(config: TrainConfig, learner: Learner, data: LongTailed,
+                machine: dict,          # from `this_machine`
+                steps: int,             # in an epoch
+               ) -> LabelCache | None:  # None: there are no such labels, or the method keeps none
     "The teacher's labels on the disk, where the method keeps them"
     if learner.label is None or learner.label_key is None: return None
     key = labels_key(**learner.label_key, images=fingerprint(data.train), mean=data.mean, std=data.std, img_size=data.img_size, eval_crop=data.eval_crop,
@@ -105,12 +118,17 @@ def label_cache(config: TrainConfig, learner: Learner, data: LongTailed, machine
     return LabelCache(learner.label, cache_folder()/'labels'/key, steps, data.num_classes)
 
 # %% ../../nbs/training/55_train.ipynb #201170f7
-def this_machine(device: torch.device, bf16: bool, attention: str | None) -> dict:
+def this_machine(device: torch.device,
+                 bf16: bool,               # whether the network computes in bfloat16
+                 attention: str | None,    # 'fused' or 'explicit'; None: a network without that choice
+                ) -> dict:                 # what JSON can hold
     "What the last digits of a result depend on"
     return dict(device=str(device) if device.type == 'cpu' else torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type, precision='bf16' if bf16 else 'fp32',
                 attention=attention, threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability(), processes=rank_and_size()[1], **versions())
 
-def machine_notes(before: dict, now: dict) -> list[str]:
+def machine_notes(before: dict,       # from `this_machine`, when the run began
+                  now: dict,          # from `this_machine`
+                 ) -> list[str]:      # one line; none when all is as it was
     "What has changed since a run began, in words"
     changed = [f'{k} was {before[k]}, is {now[k]}' for k in now if k in before and before[k] != now[k]]
     return [f'note: {"; ".join(changed)}: the last digits of the result may differ from those of a run in one go'] if changed else []
@@ -128,8 +146,10 @@ def keep_state(t: Training):
     t.saved = time.monotonic()
     t.saving = t.saved - start
 
-def load_state(t: Training, tensors: dict[str, Tensor], about: dict):
-    "Put a state back into a training"
+def load_state(t: Training,
+               tensors: dict[str, Tensor],     # from `newest_state`, as `keep_state` named them
+               about: dict):                   # the facts that go with them
+    "Put a state back into a training; raises `UserError` when it is of epochs of another length, or of another model"
     part = lambda name: {k.split('.', 1)[1]: v for k, v in tensors.items() if k.startswith(name + '.')}
     if about['steps'] != t.steps: raise UserError(f'the state in {t.run.path} is of epochs of {about["steps"]} steps, now there are {t.steps}: the settings have been changed')
     load_weights(t.model, part('model'), t.run.path/'resume')
@@ -140,7 +160,8 @@ def load_state(t: Training, tensors: dict[str, Tensor], about: dict):
     t.best = about['best']
 
 # %% ../../nbs/training/55_train.ipynb #cd035329
-def forget_after(run: Run, epoch: int):
+def forget_after(run: Run,
+                 epoch: int):     # counted from 0: so many lines stay
     "Keep the lines of the epochs before one"
     path = run.path/'metrics.jsonl'
     lines = read_lines(path)
@@ -151,23 +172,31 @@ def forget_after(run: Run, epoch: int):
 # %% ../../nbs/training/55_train.ipynb #bc55fcec
 class Board:
     "The progress bar (none where the output is not a terminal) and the line after each epoch"
-    def __init__(self, config: TrainConfig, data: LongTailed, steps: int, quiet: bool = False, done: int = 0):
+    def __init__(self, config: TrainConfig, data: LongTailed,
+                 steps: int,               # in an epoch
+                 quiet: bool = False,      # show nothing
+                 done: int = 0):           # steps made before, by a run that goes on
         from tqdm.auto import tqdm
         self.config, self.quiet, self.header = config, quiet, False
         self.bar = tqdm(total=config.epochs * steps, initial=done, disable=quiet or None, unit='step', leave=False, dynamic_ncols=True, mininterval=.5)
 
     def say(self, *lines: str):
+        "Print lines above the bar, unless it is to be quiet"
         if not self.quiet:
             for line in lines: self.bar.write(line)
 
-    def step(self, epoch: int, step: int, losses: dict[str, Tensor]):
+    def step(self, epoch: int,               # counted from 0
+             step: int,                      # in the epoch, counted from 0
+             losses: dict[str, Tensor]):     # of the step; 'loss' is shown
+        "Move the bar on by a step, and now and then show the loss and the speed"
         self.bar.update()
         if not self.quiet and self.bar.n % 10 == 0:    # reading the loss waits for the device, so not every time
             rate = (self.bar.format_dict['rate'] or 0) * self.config.batch_size
             self.bar.set_description(f'epoch {epoch + 1}/{self.config.epochs}', refresh=False)
             self.bar.set_postfix_str(f'loss {losses["loss"].detach():.3f}, {rate:.0f} images/s', refresh=False)
 
-    def epoch(self, line: dict):
+    def epoch(self, line: dict):     # as in `metrics.jsonl`
+        "Print the line of an epoch, the first one below titles"
         if not self.header: self.say(*self._titles(line))
         self.header = True
         numbers = ''.join('  ' + ''.join(f'{per_cent(v[g]):>6}' for g in ('overall', 'head', 'mid', 'tail')) for v in line.get('val', {}).values())
@@ -177,11 +206,15 @@ class Board:
         heads = ''.join(f'  {head.upper() + ", validation %":<24}' for head in line.get('val', {}))
         return [' ' * 23 + heads, 'epoch     loss    time ' + ('  ' + ''.join(f'{g:>6}' for g in ('all', 'head', 'mid', 'tail'))) * len(line.get('val', {}))]
 
-    def close(self): self.bar.close()
+    def close(self):
+        "Take the bar away"
+        self.bar.close()
 
 # %% ../../nbs/training/55_train.ipynb #7dbb3685
-def after_step(t: Training, board: Board, progress: Progress, stop: Stop, step: int, losses: dict[str, Tensor]):
-    "Show where the training is, save its state when it is time, and end it when somebody asked"
+def after_step(t: Training, board: Board, progress: Progress, stop: Stop,
+               step: int,                      # the one just made, counted from 0 in its epoch
+               losses: dict[str, Tensor]):     # what it gave, scalars
+    "Show where the training is, save its state when due, and end it by `KeyboardInterrupt` when asked to; raises `UserError` when the loss is no number"
     board.step(t.place.epoch, step, losses)
     if t.first and progress.due(): progress.write(t.place.epoch, step, float(losses['loss'].detach()))
     quiet = losses['loss'].device.type != 'cpu'              # reading a loss waits for a GPU
@@ -196,7 +229,10 @@ def after_step(t: Training, board: Board, progress: Progress, stop: Stop, step: 
     if ask: raise KeyboardInterrupt
 
 # %% ../../nbs/training/55_train.ipynb #2789ff07
-def after_epoch(t: Training, line: dict, board: Board, trackers: list):
+def after_epoch(t: Training,
+                line: dict,          # from `fit`; the validation accuracies are put into it
+                board: Board,
+                trackers: list):     # from `make_trackers`
     "Validate, keep the best weights, and write down the epoch"
     first = t.run.metrics[0]['loss'] if t.place.epoch > 1 and t.run.metrics else None
     check_loss(line['loss'], line['epoch'], first=first, lr=t.config.lr)
@@ -214,7 +250,11 @@ def after_epoch(t: Training, line: dict, board: Board, trackers: list):
     board.epoch(line)
     for tracker in trackers: tracker.log(flat_numbers(line), step=line['epoch'])
 
-def look(model, data: LongTailed, part, bf16: bool) -> dict[str, np.ndarray]:
+def look(model,                        # a network, on the device that is to compute
+         data: LongTailed,             # says how the network sees images
+         part,                         # `data.val` or `data.test`
+         bf16: bool,                   # compute in bfloat16
+        ) -> dict[str, np.ndarray]:    # (N, C) each, named as by `answers`
     "Logits of a part of the data by head; each process looks at its share, unless it takes all of them to compute"
     shared = rank_and_size()[1] > 1 and not is_sharded(model)
     if shared: part = part.subset(range(len(part))[own_share(len(part))])
@@ -222,7 +262,9 @@ def look(model, data: LongTailed, part, bf16: bool) -> dict[str, np.ndarray]:
     return gathered(logits) if shared else logits
 
 # %% ../../nbs/training/55_train.ipynb #4d20a24b
-def flat_numbers(line: dict, name: str = '') -> dict[str, float]:
+def flat_numbers(line: dict,             # what is no number in it is left out
+                 name: str = '',         # put before every name
+                ) -> dict[str, float]:   # under names such as 'val/avg/overall'
     "The numbers of nested dictionaries under joined names"
     flat = {}
     for key, value in line.items():
@@ -230,7 +272,7 @@ def flat_numbers(line: dict, name: str = '') -> dict[str, float]:
         elif isinstance(value, (int, float)): flat[name + key] = float(value)
     return flat
 
-def make_trackers(config: TrainConfig, run: Run) -> list:
+def make_trackers(config: TrainConfig, run: Run) -> list:     # started; none but in the first process
     "accelerate's trackers by name; `all` takes those that are installed"
     from accelerate.tracking import TensorBoardTracker, WandBTracker
     from accelerate.utils import is_tensorboard_available, is_wandb_available
@@ -244,10 +286,12 @@ def make_trackers(config: TrainConfig, run: Run) -> list:
     return made
 
 # %% ../../nbs/training/55_train.ipynb #7c247415
-def train(config: TrainConfig, method: str,
+def train(config: TrainConfig,                  # the settings of a method
+          method: str,                          # its name, for the folder and to find it again when the run goes on
           out: str | Path | None = None,        # run folder; None: the next free name in `runs/`
           data: LongTailed | None = None,       # when it is loaded already
-          quiet: bool = False) -> Run:
+          quiet: bool = False,                  # no progress bar, no notes, no line an epoch
+         ) -> Run:
     "Train a method and return its run folder; raises `UserError` for what the user can put right"
     check_settings(config)
     if out is not None: check_new(out)
@@ -259,8 +303,10 @@ def train(config: TrainConfig, method: str,
     return t.run
 
 # %% ../../nbs/training/55_train.ipynb #24deea4f
-def prepare(config: TrainConfig, data: LongTailed | None = None) -> tuple[Training, dict, list[str]]:   # the machine, notes
-    "Load and make what a training needs; with several processes, each its part"
+def prepare(config: TrainConfig,
+            data: LongTailed | None = None,             # when it is loaded already
+           ) -> tuple[Training, dict, list[str]]:       # the training, without a run yet; what `this_machine` says; lines to print
+    "Load and make what a training needs; with several processes, each its part; raises `UserError` for what the user can put right"
     from accelerate import Accelerator
     asked = choose_device(config.device)
     accelerator = Accelerator(cpu=asked.type == 'cpu', mixed_precision='no')      # the precision is ours, whatever a configuration of accelerate says
@@ -293,7 +339,10 @@ def _moving_average(config: TrainConfig, learner: Learner):
     return ModelEmaV3(learner.model, decay=config.ema_decay)
 
 # %% ../../nbs/training/55_train.ipynb #53b54198
-def go_on(t: Training, about: dict | None, notes: list[str], quiet: bool = False):
+def go_on(t: Training,
+          about: dict | None,        # what goes into `config.json`; None: it is there, the run goes on
+          notes: list[str],          # lines to print before the first epoch
+          quiet: bool = False):      # no progress bar, no notes, no line an epoch
     "Train from where a training is to its end, and test"
     done = t.place.epoch * t.steps + t.place.step
     progress, t.saved = Progress(t.run.path/'progress.json', t.config.epochs, t.steps, t.config.batch_size), time.monotonic()
@@ -317,9 +366,11 @@ def _tidy(run: Run):
     with contextlib.suppress(OSError): (run.path/'resume').rmdir()
 
 # %% ../../nbs/training/55_train.ipynb #c92e8caf
-def go_on_with(path: str | Path,
+def go_on_with(path: str | Path,                     # the run folder
                kind: type[TrainConfig],              # the settings of its method
-               data: LongTailed | None = None, quiet: bool = False) -> Run:
+               data: LongTailed | None = None,       # its images, when they are loaded already
+               quiet: bool = False,                  # no progress bar, no notes, no line an epoch
+              ) -> Run:                              # one that was finished before comes back as it is
     "Go on with a run that was ended before its time; raises `UserError` when it cannot be"
     run = open_run(path)
     state = run.status['state']
@@ -355,7 +406,7 @@ def _resume(run: Run, kind: type[TrainConfig], data: LongTailed | None, quiet: b
     return run
 
 # %% ../../nbs/training/55_train.ipynb #a728215f
-def same_threads(machine: dict):
+def same_threads(machine: dict):     # from `this_machine`, when the run began
     "Compute with as many threads as a run began with, if this machine has them"
     threads = machine.get('threads')
     if isinstance(threads, int) and 0 < threads <= (os.cpu_count() or 1) and threads != torch.get_num_threads(): torch.set_num_threads(threads)
@@ -369,7 +420,12 @@ def _same_sources(t: Training, about: dict):
     if before != now: raise UserError(f'the teacher of {t.run.path} has changed since it began: train anew')
 
 # %% ../../nbs/training/55_train.ipynb #f09083ca
-def test_run(learner: Learner, accelerator, data: LongTailed, run: Run, bf16: bool, average=None) -> dict:
+def test_run(learner: Learner,
+             accelerator,            # Hugging Face's `Accelerator`
+             data: LongTailed, run: Run,
+             bf16: bool,             # compute in bfloat16
+             average=None,           # timm's `ModelEmaV3`, when there is one
+            ) -> dict:               # head, such as 'avg', 'best_avg' or 'ema_avg' → what `group_accuracy` gives
     "Save the last weights, test them, the best ones and the moving average, and return the accuracies"
     model = accelerator.unwrap_model(learner.model, keep_torch_compile=False).get_submodule(learner.part)
     first, best = rank_and_size()[0] == 0, run.path/'best.safetensors'
