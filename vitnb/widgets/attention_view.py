@@ -27,7 +27,8 @@ __all__ = ['METHODS', 'PIXELS', 'FRAME', 'CLEAR', 'CLICK', 'settle', 'query_numb
            'gates_html', 'figure_title']
 
 # %% ../../nbs/widgets/32_attention_view.ipynb #5dcf7886
-def settle(state: State, attention):
+def settle(state: State,
+           attention):    # `Attention` of an image, as in its `Record`
     "Bring block, head, query and patch into the bounds of a model"
     depth, heads = attention.maps.shape[1:3]
     values = dict(block=depth if state.block == 0 else min(state.block, depth), head=min(state.head, heads), row=min(state.row, attention.grid[0]), column=min(state.column, attention.grid[1]),
@@ -35,14 +36,19 @@ def settle(state: State, attention):
     for name, value in values.items():
         if getattr(state, name) != value: setattr(state, name, value)
 
-def query_number(attention, state: State, query: str | None = None) -> int:
+def query_number(attention,                   # `Attention` of an image
+                 state: State,
+                 query: str | None = None,    # 'cls', 'dist', a register, or 'patch'; None: the state's
+                ) -> int:
     "The place of the query token among all tokens; raises `UserError` for a token that the model lacks"
     query = query or state.query
     if query == 'patch': return attention.prefix + (min(state.row, attention.grid[0]) - 1) * attention.grid[1] + min(state.column, attention.grid[1]) - 1
     if query not in attention.tokens: raise UserError(f'this model has no {query.upper()} token, only {", ".join((*attention.tokens, "patches"))}')
     return attention.tokens.index(query)
 
-def query_rows(attention, number: int) -> np.ndarray:     # (blocks, heads, grid height, grid width)
+def query_rows(attention,         # `Attention` of one image
+               number: int,       # place of that token, from `query_number`
+              ) -> np.ndarray:    # (blocks, heads, grid height, grid width)
     "Attention from one token to the patches in every block and head"
     return attention.maps[0, :, :, number, attention.prefix:].reshape(*attention.maps.shape[1:3], *attention.grid)
 
@@ -102,7 +108,10 @@ class Panel:
 
 _SIGNED = (matplotlib.colormaps['PuOr_r'](np.arange(256))[:, :3]).astype(np.float32)
 
-def signed_tint(image: np.ndarray, values: np.ndarray, top: float) -> np.ndarray:     # as `tinted`
+def signed_tint(image: np.ndarray,     # (H, W) or (H, W, 3), 0 to 1
+                values: np.ndarray,    # (grid height, grid width)
+                top: float,            # the value, above or below 0, whose colour is strongest
+               ) -> np.ndarray:        # (H, W, 3), 0 to 1
     "A picture in the colours of a map that goes both ways: orange is more, violet is less"
     H, W = image.shape[:2]
     rows, columns = (np.arange(n) * g // n for n, g in zip((H, W), values.shape))
@@ -110,7 +119,11 @@ def signed_tint(image: np.ndarray, values: np.ndarray, top: float) -> np.ndarray
     grey = image if image.ndim == 2 else image @ np.array([.299, .587, .114], image.dtype)
     return tint * (.5 + .5 * grey[..., None])
 
-def marked(pixels: np.ndarray, shape: tuple[int, int], row: int, column: int) -> np.ndarray:
+def marked(pixels: np.ndarray,        # (H, W, 3) 0 to 1
+           shape: tuple[int, int],    # patches down and across
+           row: int,
+           column: int,
+          ) -> np.ndarray:            # a copy
     "A frame around one patch, counted from 0"
     H, W = pixels.shape[:2]
     (top, bottom), (left, right) = ((i * n // g, (i + 1) * n // g) for i, n, g in zip((row, column), (H, W), shape))
@@ -121,7 +134,9 @@ def marked(pixels: np.ndarray, shape: tuple[int, int], row: int, column: int) ->
     return pixels
 
 # %% ../../nbs/widgets/32_attention_view.ipynb #4d0caca4
-def words_of_map(values: np.ndarray, unit: str = '%') -> str:
+def words_of_map(values: np.ndarray,    # (grid height, grid width)
+                 unit: str = '%',       # '%': the values are shares of 1, and said in per cent; '': as they are
+                ) -> str:
     "Where a map is strongest, and how much all patches have together"
     row, column = np.unravel_index(np.abs(values).argmax(), values.shape)
     number = (lambda v: f'{100 * v:.1f} %') if unit == '%' else (lambda v: f'{v:.3g}')
@@ -137,8 +152,11 @@ def scale_top(rows: np.ndarray | None,        # (blocks, heads, gh, gw), where t
     return max(top, float(rows[state.block - 1].max() if state.scale == 'this block' else rows.max()))
 
 # %% ../../nbs/widgets/32_attention_view.ipynb #32bb178d
-def second_map(subjects: Mapping[str, Subject], state: State, image: int | str) -> tuple[str, Subject, str]:   # its title, whose it is, its query
-    "What the map is compared with"
+def second_map(subjects: Mapping[str, Subject],
+               state: State,
+               image: int | str,                # number of a test image, or the path of a picture file
+              ) -> tuple[str, Subject, str]:    # its title, whose it is, its query
+    "What the map is compared with; raises `UserError` when there is nothing of the kind"
     if state.compare == 'the other token':
         tokens = subjects[state.run].record(image).attention.tokens
         other = 'dist' if state.query == 'cls' and 'dist' in tokens else 'cls'
@@ -148,7 +166,7 @@ def second_map(subjects: Mapping[str, Subject], state: State, image: int | str) 
     return state.other, subjects[state.other], state.query
 
 def position_and_content(subject: Subject, record: Record, state: State) -> list[tuple[str, np.ndarray]]:    # titles, maps
-    "What a head of an MHCA block takes by position alone, and by content alone"
+    "What a head of an MHCA block takes by position alone, and by content alone; raises `UserError` where the state has no such parts"
     known, b = positional(subject.model), state.block - 1
     if not known: raise UserError(f'{subject.name} has no MHCA blocks, so nothing in its attention is there for positions alone')
     if b not in known: raise UserError(f'block {state.block} attends by content alone; blocks with positions: {", ".join(str(i + 1) for i in known)}')
@@ -160,7 +178,9 @@ def position_and_content(subject: Subject, record: Record, state: State) -> list
     gate = '' if known[b].gates is None else f', gate {(known[b].gates[state.head - 1] if state.head else known[b].gates.mean()):.2f}'
     return [(title + gate * (title == 'position alone'), (m[state.head - 1] if state.head else m.mean(0)).reshape(record.attention.grid)) for title, m in parts.items()]
 
-def query_name(state: State, query: str | None = None) -> str:
+def query_name(state: State,
+               query: str | None = None,    # as in `query_number`; None: the state's
+              ) -> str:
     "The query token in words"
     query = query or state.query
     return f'patch {state.row}, {state.column}' if query == 'patch' else NAMES.get(query, query)
@@ -168,7 +188,11 @@ def query_name(state: State, query: str | None = None) -> str:
 # %% ../../nbs/widgets/32_attention_view.ipynb #ece49437
 PIXELS = [name for name, m in ATTRIBUTIONS.items() if m.per == 'pixel']
 
-def panels_without_attention(subject: Subject, record: Record, state: State, results: dict | None = None) -> list[Panel]:
+def panels_without_attention(subject: Subject,
+                             record: Record,                 # of the image that the state names
+                             state: State,
+                             results: dict | None = None,    # slow maps that are known already; new ones are added
+                            ) -> list[Panel]:
     "The picture, and what a network without attention has to show: maps of its blocks, or what each pixel says of its answer"
     results, key = {} if results is None else results, (subject.name, state.file or state.image, state.method, 'pixels')
     if state.method in PIXELS:
@@ -180,9 +204,11 @@ def panels_without_attention(subject: Subject, record: Record, state: State, res
     return [Panel('image', record.note.partition(';')[0].rstrip('.') + '.' + said, _coloured(enlarged(record.pixels))), *(_panel(name, m, record.pixels, top, method, None) for name, m in maps.items())]
 
 # %% ../../nbs/widgets/32_attention_view.ipynb #f42041a5
-def panels(subjects: Mapping[str, Subject], state: State,
-           results: dict | None = None) -> list[Panel]:           # slow maps that are known already
-    "The picture, its map, and what the map is compared with"
+def panels(subjects: Mapping[str, Subject],    # name → what is looked at
+           state: State,
+           results: dict | None = None,        # slow maps that are known already; new ones are added
+          ) -> list[Panel]:
+    "The picture, its map, and what the map is compared with; raises `UserError` for what cannot be shown"
     image = state.file or state.image
     subject, record = subjects[state.run], subjects[state.run].record(image)
     if record.attention is None: return panels_without_attention(subject, record, state, results)
@@ -233,12 +259,16 @@ def _difference(found: Sequence[tuple], unit: str) -> Panel:
 _PALETTE = np.concatenate([(matplotlib.colormaps['cividis'](np.linspace(0, 1, 253))[:, :3] * 255).astype(np.uint8), [[213, 94, 0], [255, 255, 255], [0, 0, 0]]]).astype(np.uint8)
 FRAME, CLEAR = 253, 255
 
-def tile_side(depth: int, width: int = 840) -> int:
+def tile_side(depth: int,          # blocks, beside each other
+              width: int = 840,    # pixels for all of them
+             ) -> int:
     "Pixels of a tile, so that all blocks fit beside each other"
     return int(np.clip(width // max(1, depth) - 4, 20, 64))
 
-def mosaic(rows: np.ndarray,                # (blocks, heads, gh, gw)
-           state: State, side: int | None = None) -> np.ndarray:      # (H, W) numbers of colours
+def mosaic(rows: np.ndarray,           # (blocks, heads, gh, gw)
+           state: State,               # for its scale, and the block and head that get the frame
+           side: int | None = None,    # pixels of a tile; None: as `tile_side` says
+          ) -> np.ndarray:             # (H, W) uint8 numbers of colours
     "Small maps of all blocks and heads"
     side, (depth, heads, gh, gw) = side or tile_side(len(rows)), rows.shape
     all_rows = np.concatenate([rows.mean(1, keepdims=True), rows], 1)                          # (blocks, 1 + heads, …)
@@ -253,12 +283,20 @@ def mosaic(rows: np.ndarray,                # (blocks, heads, gh, gw)
     chosen[:2], chosen[-2:], chosen[:, :2], chosen[:, -2:] = FRAME, FRAME, FRAME, FRAME
     return out
 
-def tile_at(x: float, y: float, depth: int, heads: int) -> tuple[int, int]:     # shares of the width and height → block, head
+def tile_at(x: float,               # share of the width, 0 to 1
+            y: float,               # share of the height, 0 to 1
+            depth: int,             # blocks of the model
+            heads: int,             # of each block
+           ) -> tuple[int, int]:    # block from 1; head from 1, or 0 for the mean
     "Which tile of the mosaic a place belongs to"
     return min(depth, int(x * depth) + 1), min(heads, int(y * (heads + 1)))
 
 # %% ../../nbs/widgets/32_attention_view.ipynb #05887a1a
-def attention_figure(shown: Sequence[Panel], rows: np.ndarray | None, state: State, title: str = '') -> Picture:
+def attention_figure(shown: Sequence[Panel],     # from `panels`
+                     rows: np.ndarray | None,    # (blocks, heads, gh, gw) from `query_rows`; None: no tiles
+                     state: State,
+                     title: str = '',            # above everything
+                    ) -> Picture:
     "Panels above, all heads below"
     n, side = len(shown), 2.1
     tiles = rows is not None and METHODS[state.method].per_head
@@ -320,7 +358,8 @@ def ramp_html(panel: Panel) -> str:
     return f'<div class="ramp"><span>{low}</span><i style="background: linear-gradient(90deg, {stops})"></i><span>{number(panel.top)}</span></div>'
 
 # %% ../../nbs/widgets/32_attention_view.ipynb #71887d16
-def clickable(clicked: Callable[[float, float], None], label: str):     # shares of the width and height → …
+def clickable(clicked: Callable[[float, float], None],    # called with the shares of width and height where it was clicked
+              label: str):                                # for those who cannot see the picture
     "A widget for a PNG, which tells where it was clicked when anywidget is there"
     from ipywidgets import Image
     try: import anywidget
@@ -358,7 +397,9 @@ export default { render };
 class Picker(View):
     "Which run, and which image"
     watches = ('run', 'choice', 'label')
-    def __init__(self, subjects: Mapping[str, Subject], state: State, groups: Sequence[str] = CHOICES):
+    def __init__(self, subjects: Mapping[str, Subject],    # name → what is looked at
+                 state: State,
+                 groups: Sequence[str] = CHOICES):         # which choices of images are offered, of `CHOICES`
         from ipywidgets import IntSlider, Text
         super().__init__(subjects, state)
         self.run = bind(state, 'run', menu('run', 'The run or model that is looked at', self.subjects, state.run))
@@ -398,7 +439,9 @@ class Picker(View):
 class AttentionView(View):
     "Attention maps of an image"
     watches = ('run', 'other', 'image', 'file', 'block', 'head', 'query', 'row', 'column', 'method', 'compare', 'scale')
-    def __init__(self, subjects: Mapping[str, Subject], state: State | None = None, picker: bool = True):
+    def __init__(self, subjects: Mapping[str, Subject],    # name → what is looked at
+                 state: State | None = None,               # None: a new one
+                 picker: bool = True):                     # with controls for the run and the image
         from ipywidgets import HTML, Box, ToggleButtons, VBox
         super().__init__(subjects, make_state(state))
         self.results, self.said, self.tiles_label, self.busy = {}, HTML(), HTML(), HTML()
@@ -422,14 +465,15 @@ class AttentionView(View):
         self.safely('attention', draw_attention, self)
         self.busy.value = ''
 
-    def clicked_patch(self, x: float, y: float):
+    def clicked_patch(self, x: float,    # share of the width, 0 to 1
+                      y: float):         # share of the height, 0 to 1
         "A picture was clicked: its patch asks"
         attention = self.subject.record(self.state.file or self.state.image).attention
         if attention is None: return
         gh, gw = attention.grid
         self.state.row, self.state.column, self.state.query = min(gh, int(y * gh) + 1), min(gw, int(x * gw) + 1), 'patch'
     def clicked_tile(self, x: float, y: float):
-        "A tile was clicked: its block and head are chosen"
+        "A tile was clicked: its block and head are chosen; `x` and `y` are shares of the width and height of all tiles"
         self.state.block, self.state.head = tile_at(x, y, *self.subject.record(self.state.file or self.state.image).attention.maps.shape[1:3])
     def figure(self) -> Picture:
         shown = panels(self.subjects, self.state, self.results)
@@ -489,13 +533,18 @@ def tiles_label(depth: int, heads: int, state: State) -> str:
     tops = {'this map': 'every tile has its own scale', 'this block': 'one scale for each block', 'all blocks': 'one scale for all'}[state.scale]
     return f'<h4>All heads</h4><div class="caption">framed: {which}; {tops}</div>'
 
-def tile_names(depth: int, heads: int, step: int) -> tuple[str, str]:      # HTML above, HTML at the left
+def tile_names(depth: int,             # blocks
+               heads: int,             # of each block
+               step: int,              # pixels of a tile with its margin
+              ) -> tuple[str, str]:    # HTML above, HTML at the left
     "Numbers of blocks and heads beside the tiles"
     above = ''.join(f'<span style="width: {step}px">{b}</span>' for b in ('block 1' if step > 45 else '1', *range(2, depth + 1)))
     left = ''.join(f'<div style="height: {step}px; line-height: {step}px">{h}</div>' for h in ('mean', *(f'head {i + 1}' if i == 0 else i + 1 for i in range(heads))))
     return f'<div class="caption above">{above}</div>', f'<div class="caption left">{left}</div>'
 
-def gates_html(model, step: int) -> str:      # step: width of a tile
+def gates_html(model,
+               step: int,    # pixels of a tile with its margin
+              ) -> str:
     "The gates of MHCA blocks, each under the tiles of its block; empty for other models"
     gates = {b: p.gates for b, p in positional(model).items() if p.gates is not None}
     if not gates: return ''

@@ -25,10 +25,11 @@ __all__ = ['DISAGREEMENTS', 'winning_shares', 'mix_accuracy', 'group_confusion',
            'set_mix', 'move_dial', 'draw_disputes', 'show_teacher', 'asked']
 
 # %% ../../nbs/widgets/34_expert_view.ipynb #d9ceaa84
-def winning_shares(cls: np.ndarray, dist: np.ndarray,      # (N, C) logits
-                   labels: np.ndarray,                     # (N,)
-                   of: str = 'logits',                     # what is mixed: 'logits' or 'probabilities'
-                  ) -> np.ndarray:                         # (2, N) lowest and highest share of CLS that is right; the first above the second when none is
+def winning_shares(cls: np.ndarray,       # (N, C) logits
+                   dist: np.ndarray,      # (N, C) logits
+                   labels: np.ndarray,    # (N,) true classes
+                   of: str = 'logits',    # what is mixed: 'logits' or 'probabilities'
+                  ) -> np.ndarray:        # (2, N) lowest and highest share of CLS that is right; the first above the second when none is
     "For which shares of CLS the mix names each image rightly"
     choose('mix', of, MIXES)
     bounds = np.empty((2, len(labels)))
@@ -47,7 +48,10 @@ def winning_shares(cls: np.ndarray, dist: np.ndarray,      # (N, C) logits
         bounds[:, part] = low.max(1), high.min(1)
     return bounds
 
-def mix_accuracy(bounds: np.ndarray, experts: Experts, share: float) -> tuple[np.ndarray, dict[str, float]]:    # (C,) and overall, head, mid, tail, in per cent
+def mix_accuracy(bounds: np.ndarray,                         # (2, N) from `winning_shares`
+                 experts: Experts,                           # whose answers these are
+                 share: float,                               # 0 is DIST alone, 1 is CLS alone
+                ) -> tuple[np.ndarray, dict[str, float]]:    # (C,) and overall, head, mid, tail, in per cent
     "Accuracy of the mix with this share of CLS"
     C, total = len(experts.counts), experts.tested
     right = np.bincount(experts.labels, (bounds[0] <= share) & (share <= bounds[1]), C)
@@ -58,7 +62,10 @@ def mix_accuracy(bounds: np.ndarray, experts: Experts, share: float) -> tuple[np
 def _mean(values: np.ndarray) -> float: return float(np.nanmean(values)) if np.isfinite(values).any() else float('nan')
 
 # %% ../../nbs/widgets/34_expert_view.ipynb #49cac39a
-def group_confusion(logits: np.ndarray, labels: np.ndarray, groups: Groups) -> np.ndarray:    # (3, 4) rows: head, mid, tail; columns: right class, then wrong ones of head, mid, tail; per cent
+def group_confusion(logits: np.ndarray,    # (N, C)
+                    labels: np.ndarray,    # (N,) true classes
+                    groups: Groups,
+                   ) -> np.ndarray:        # (3, 4) rows: head, mid, tail; columns: right class, then wrong ones of head, mid, tail; per cent
     "What images of each group are taken for, every class counting the same; NaN for a group without images"
     C, told = logits.shape[1], logits.argmax(1)
     group_of = np.zeros(C, int)
@@ -69,7 +76,9 @@ def group_confusion(logits: np.ndarray, labels: np.ndarray, groups: Groups) -> n
     with np.errstate(invalid='ignore'): shares = 100 * table / table.sum(1, keepdims=True)
     return np.array([np.nanmean(rows, 0) if len(rows := shares[[c for c in classes if table[c].sum()]]) else np.full(4, np.nan) for _, classes in groups.items()])
 
-def confusion_figure(experts: Experts, width: float | None = None) -> Picture:     # inches
+def confusion_figure(experts: Experts,
+                     width: float | None = None,    # inches; None: by the number of heads
+                    ) -> Picture:
     "What head, mid and tail images are taken for, by each head of the network"
     heads = list(experts.logits)
     figure, axes = new_figure(width or 1.15 + 1.95 * len(heads), 1.65, mosaic=[heads])
@@ -86,9 +95,11 @@ def confusion_figure(experts: Experts, width: float | None = None) -> Picture:  
     return figure
 
 # %% ../../nbs/widgets/34_expert_view.ipynb #a2f908fb
-def class_bars(experts: Experts, mix: np.ndarray | None = None,     # (C,) accuracy of the mixed answer, or of another network
-               name: str = 'mix',                                   # of that
-               width: float = 8.6) -> Picture:                      # inches
+def class_bars(experts: Experts,                 # as from `load_experts`
+               mix: np.ndarray | None = None,    # (C,) accuracy of the mixed answer, or of another network
+               name: str = 'mix',                # of that
+               width: float = 8.6,               # inches
+              ) -> Picture:
     "Test accuracy of each class by each head, largest class first; a level mark for the mix"
     order, heads = by_size(experts.counts), list(experts.by_class)
     if len(order) > 20:
@@ -123,15 +134,20 @@ def teacher_path(run: Run) -> Path:
     if not places: raise UserError(f'the teacher of {run.path.name}, {name}, is not there any more')
     return places[0]
 
-def saved_teacher(run: Run, labels: np.ndarray) -> np.ndarray | None:     # (N, C) logits
-    "The answers of a run's teacher to the same test images, if its folder has them"
+def saved_teacher(run: Run,
+                  labels: np.ndarray,       # (N,) true classes of the test images
+                 ) -> np.ndarray | None:    # (N, C) logits; None when they are not there
+    "The answers of a run's teacher to the same test images, if its folder has them; raises `UserError` when there is no teacher"
     path = teacher_path(run)
     try: saved = Run(path).predictions if path.is_dir() else {}
     except UserError: return None
     return saved['out'] if 'out' in saved and np.array_equal(saved.get('labels'), labels) else None
 
-def ask_teacher(subject: Subject, images: Sequence[int], said: Callable[[int], None] = lambda done: None) -> np.ndarray:     # (n, C) logits
-    "Let a run's teacher name test images, as training does, but clean"
+def ask_teacher(subject: Subject,
+                images: Sequence[int],                              # numbers of test images
+                said: Callable[[int], None] = lambda done: None,    # called with how many of them are done
+               ) -> np.ndarray:                                     # (n, C) logits
+    "Let a run's teacher name test images, as training does, but clean; raises `UserError` when it is gone or knows other classes"
     import torch
     from vitnb.models.any_teacher import any_teacher
     data = subject.run.config['data']
@@ -144,7 +160,10 @@ def ask_teacher(subject: Subject, images: Sequence[int], said: Callable[[int], N
     return np.concatenate(parts)
 
 # %% ../../nbs/widgets/34_expert_view.ipynb #b8959e25
-def teacher_table(experts: Experts, teacher: np.ndarray, images: np.ndarray) -> dict[str, dict[str, float]]:     # row → overall, head, mid, tail, in per cent
+def teacher_table(experts: Experts,
+                  teacher: np.ndarray,                # (n, C) its logits on these images
+                  images: np.ndarray,                 # (n,) numbers of test images
+                 ) -> dict[str, dict[str, float]]:    # row → overall, head, mid, tail, in per cent
     "How often each head gives the teacher's answer, and how good that is"
     labels, told, C = experts.labels[images], teacher.argmax(1), len(experts.counts)
     total = np.bincount(labels, minlength=C)
@@ -153,7 +172,10 @@ def teacher_table(experts: Experts, teacher: np.ndarray, images: np.ndarray) -> 
         return {p: _mean(share[list(c)]) for p, c in {'overall': range(C), **dict(experts.groups.items())}.items()}
     return {**{f'{NAMES[h]} says what the teacher says': row(z[images].argmax(1) == told) for h, z in experts.logits.items()}, 'the teacher is right': row(told == labels)}
 
-def rows_html(rows: Mapping[str, Mapping[str, float]], heading: str, classes: Mapping[str, str] = {}) -> str:
+def rows_html(rows: Mapping[str, Mapping[str, float]],    # name → overall, head, mid, tail, in per cent
+              heading: str,                               # above the names
+              classes: Mapping[str, str] = {},            # name → class of its row in the style sheet
+             ) -> str:
     "Accuracies as a small table"
     head = f'<thead><tr><th>{html.escape(heading)}</th>{"".join(f"<th>{p}</th>" for p in PARTS)}</tr></thead>'
     return f'<table>{head}<tbody>' + ''.join(f'<tr><th class="{classes.get(n, "")}">{html.escape(n)}</th>{"".join(f"<td>{per_cent(r[p])}</td>" for p in PARTS)}</tr>' for n, r in rows.items()) + '</tbody></table>'
@@ -161,7 +183,11 @@ def rows_html(rows: Mapping[str, Mapping[str, float]], heading: str, classes: Ma
 # %% ../../nbs/widgets/34_expert_view.ipynb #5376122f
 DISAGREEMENTS = {'DIST right, CLS wrong': ('dist', 'cls'), 'CLS right, DIST wrong': ('cls', 'dist')}
 
-def disputed(experts: Experts, which: str, number: int = 8, page: int = 0) -> np.ndarray:     # (at most number,) test images
+def disputed(experts: Experts,
+             which: str,         # a key of `DISAGREEMENTS`
+             number: int = 8,    # images of a page
+             page: int = 0,      # from 0
+            ) -> np.ndarray:     # (at most number,) test images
     "Images on which the tokens disagree: one of each class first, then more of them"
     found = disagreements(experts, *DISAGREEMENTS[choose('disagreement', which, DISAGREEMENTS)], rarest_first=which.startswith('DIST'))
     first = one_of_each(found, experts.labels, len(experts.counts))
@@ -171,7 +197,9 @@ def disputed(experts: Experts, which: str, number: int = 8, page: int = 0) -> np
 class ExpertView(View):
     "CLS, DIST and their mixes, class by class"
     watches = ('run',)
-    def __init__(self, subjects: Mapping[str, Subject], state: State | None = None, picker: bool = True):
+    def __init__(self, subjects: Mapping[str, Subject],    # name → what is looked at
+                 state: State | None = None,               # None: a new one
+                 picker: bool = True):                     # with a menu for the run, where there are several
         from ipywidgets import HTML, Box, Button, FloatSlider, Image, VBox
         super().__init__(subjects, make_state(state))
         self.bars, self.frontier, self.numbers, self.confusion, self.agreement, self.teacher = (HTML() for _ in range(6))
@@ -194,9 +222,10 @@ class ExpertView(View):
         self.fill(grid(self.run, self.share, self.of), self.bars, Box([left, right]).add_class('pair'), self.disputes, self.confusion, self.teacher, self.ask)
 
     @property
-    def two(self) -> bool: return 'dist' in self.subject.experts.logits
+    def two(self) -> bool: return 'dist' in self.subject.experts.logits      # whether CLS and DIST both answer
     def draw(self): self.safely('experts', draw_experts, self)
     def turn(self, page: int):
+        "Show another page of the images on which the tokens disagree; the first is 0"
         self.page = page
         self.safely('images', draw_disputes, self)
     def open(self, i: int):

@@ -27,16 +27,21 @@ NAMES = dict(cls='CLS', dist='DIST', avg='average', out='network')
 PARTS = ('overall', 'head', 'mid', 'tail')
 CARD, SIZE = THEME['paper'][0], 8.5     # background, size of text in points
 
-def theme_css(dark: bool = False) -> str:
+def theme_css(dark: bool = False,    # those for dark pages instead of those for light ones
+             ) -> str:               # such as `--ink: #1d2327; --soft: #5b6770; …`
     "The colours as CSS variables"
     return ' '.join(f'--{name}: {pair[dark]};' for name, pair in THEME.items())
 
 # %% ../../nbs/widgets/00_figures.ipynb #4ca2ec73
 class Picture(Figure):
     "A matplotlib figure that a notebook shows, whether or not pyplot was ever imported"
-    def __init__(self, *args, **settings): super().__init__(*args, **settings)      # here, because nbdev cannot read matplotlib's own
+    def __init__(self, *args,      # those of matplotlib's `Figure`, as all settings are
+                 **settings):
+        super().__init__(*args, **settings)      # here, because nbdev cannot read matplotlib's own
 
-    def as_bytes(self, format: str = 'png', dpi: int = 80) -> bytes:
+    def as_bytes(self, format: str = 'png',    # 'png', 'svg' or 'pdf'
+                 dpi: int = 80,                # pixels an inch; in svg and pdf only of photographs and maps
+                ) -> bytes:
         "The picture as the content of a png, svg or pdf file, the same bytes every time"
         nothing = dict(svg=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')), pdf=dict(CreationDate=None)).get(format, {})
         with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'vitnb'}), warnings.catch_warnings():
@@ -69,7 +74,10 @@ def _themed(tag: str) -> str:
     for name, (light, _) in THEME.items(): tag = tag.replace(light, f'var(--{name}, {light})')
     return tag
 
-def new_figure(width: float = 4.6, height: float = 2.4, mosaic: Sequence | None = None, **options):
+def new_figure(width: float = 4.6,                # inches
+               height: float = 2.4,               # inches
+               mosaic: Sequence | None = None,    # rows of names, as for `subplot_mosaic` of matplotlib; None: one axes
+               **options):                        # of `subplot_mosaic`, such as width_ratios
     "A figure and its axes in the house style: one axes, or a dictionary for a mosaic"
     figure = Picture((width, height), dpi=100, facecolor=CARD, layout='constrained')
     axes = figure.subplot_mosaic(mosaic or [['main']], **options)
@@ -81,13 +89,19 @@ def new_figure(width: float = 4.6, height: float = 2.4, mosaic: Sequence | None 
     return figure, axes if mosaic else axes['main']
 
 # %% ../../nbs/widgets/00_figures.ipynb #41c1806f
-def shorten(name: str, length: int = 16) -> str:
+def shorten(name: str,
+            length: int = 16,    # characters at most, the … among them
+           ) -> str:             # for matplotlib: with \$ for a dollar sign
     "A class name that fits under a bar; a dollar sign is not the start of a formula"
     name = ' '.join(str(name).split())
     name = name if len(name) <= length else name[:length - 1] + '…'
     return name.replace('$', r'\$')
 
-def label_classes(ax, names: Sequence[str], counts: Sequence[int], groups: Groups, with_counts: bool = True):
+def label_classes(ax,                           # matplotlib axes with the classes drawn at 0, 1, …
+                  names: Sequence[str],         # (C,) of the classes, the largest first
+                  counts: Sequence[int],        # (C,) training images of each, in the same order
+                  groups: Groups,               # whose borders are named where there are more than 40 classes
+                  with_counts: bool = True):    # write the images below the names, where there are at most 12 classes
     "Name the classes along the x axis, largest first, with their training images"
     n = len(counts)
     ax.set_xlim(-.6, n - .4)
@@ -115,7 +129,9 @@ def spread(values: Sequence[float], gap: float) -> np.ndarray:   # in the order 
     placed[order] = np.concatenate([np.full(n, s / n) for s, n in blocks]) + gap * np.arange(len(order))
     return placed
 
-def label_ends(ax, labels: Sequence[tuple[str, float, str]], gap: float):   # (text, value, colour) of each line
+def label_ends(ax,                                          # matplotlib axes
+               labels: Sequence[tuple[str, float, str]],    # (text, value, colour) of each line; NaN: no label
+               gap: float):                                 # least distance between two names, in units of the y axis
     "Write each line's name beside its last point, without overlap"
     labels = [l for l in labels if np.isfinite(l[1])]
     if not labels: return
@@ -124,7 +140,9 @@ def label_ends(ax, labels: Sequence[tuple[str, float, str]], gap: float):   # (t
 
 # %% ../../nbs/widgets/00_figures.ipynb #e7fb40b1
 def class_histogram(counts: Sequence[int],         # (C,) training images
-                    class_names: Sequence[str], groups: Groups) -> Picture:
+                    class_names: Sequence[str],    # (C,) in the order of `counts`
+                    groups: Groups,                # as from `size_groups`
+                   ) -> Picture:
     "How many training images each class has, largest first, shaded by head, mid and tail"
     order, counts = by_size(counts), np.asarray(counts)
     sizes, start = counts[order], 0
@@ -143,7 +161,10 @@ def class_histogram(counts: Sequence[int],         # (C,) training images
     return figure
 
 # %% ../../nbs/widgets/00_figures.ipynb #a623d493
-def expert_accuracy(experts: Experts, baseline: Experts | None = None, baseline_name: str = 'no teacher') -> Picture:
+def expert_accuracy(experts: Experts,                     # as from `load_experts`
+                    baseline: Experts | None = None,      # another network on the same classes, whose answer is drawn
+                    baseline_name: str = 'no teacher',    # at the end of its line
+                   ) -> Picture:
     "Test accuracy of each class by CLS, DIST and their average, largest class first; a baseline's answer in grey"
     order = by_size(experts.counts)
     figure, ax = new_figure(height=2.8)
@@ -166,7 +187,9 @@ def expert_accuracy(experts: Experts, baseline: Experts | None = None, baseline_
     ax.set_ylabel('test accuracy, %', fontsize=SIZE, color=COLOURS['soft'])
     return figure
 
-def smooth(values: np.ndarray, width: int) -> np.ndarray:
+def smooth(values: np.ndarray,    # (n,)
+           width: int,            # neighbours in each mean, the value itself among them; 0 or 1: none
+          ) -> np.ndarray:        # (n,); NaN where no neighbour is known
     "Mean over `width` neighbours, leaving out NaN"
     kernel, known = np.ones(max(1, width)), np.isfinite(values)
     total = np.convolve(np.where(known, values, 0), kernel, 'same')
@@ -280,13 +303,15 @@ def tinted(image: np.ndarray,         # (H, W) or (H, W, 3), 0 to 1
     grey = image if image.ndim == 2 else image @ np.array([.299, .587, .114], image.dtype)
     return tint * (.5 + .5 * grey[..., None])
 
-def brightest(maps: Sequence[np.ndarray]) -> float:     # maps of one image
+def brightest(maps: Sequence[np.ndarray],    # (grid height, grid width) each, of one image
+             ) -> float:                     # at least twice the even share
     "The weight that is brightest in the maps of one image"
     return max(max(m.max(), 2 / m.size) for m in maps)
 
-def attention_grid(images: np.ndarray,               # (n, H, W) or (n, H, W, 3), 0 to 1
-                   maps: Mapping[str, np.ndarray],   # name of the token → (n, grid height, grid width)
-                   titles: Sequence[str]) -> Picture:
+def attention_grid(images: np.ndarray,                # (n, H, W) or (n, H, W, 3), 0 to 1
+                   maps: Mapping[str, np.ndarray],    # name of the token → (n, grid height, grid width)
+                   titles: Sequence[str],             # (n,) above each image; may have several lines
+                  ) -> Picture:
     "Each image beside its maps, two images a row"
     n, k, across = len(images), 1 + len(maps), min(2, len(images))
     mosaic = [[f'{i} {j}' if (i := r * across + c) < n else '.' for c in range(across) for j in range(k)] for r in range(-(-n // across))]

@@ -32,16 +32,21 @@ def make_plan(state: State) -> Plan:
     counts = class_counts(state.classes, state.largest, state.rho, state.profile)
     return Plan(counts, size_groups(counts, state.rule), effective_number_weights(counts, state.beta), ldam_margins(counts).numpy())
 
-def plan_of_counts(counts: Sequence[int]) -> dict:
+def plan_of_counts(counts: Sequence[int],    # training images of each class, in any order
+                  ) -> dict:                 # classes, largest, rho and profile, as `make_state` takes them
     "The numbers of a state that come nearest to a training set"
     counts = np.sort(np.maximum(counts, 0))[::-1]
     sizes = np.unique(counts)
     return dict(classes=max(2, len(counts)), largest=max(1, int(counts[0])), rho=float(round(counts[0] / max(1, counts[-1]), 2)), profile='step' if len(sizes) == 2 and len(counts) > 2 else 'exp')
 
 # %% ../../nbs/widgets/38_longtail_view.ipynb #fc8128e7
-def bars_svg(values: np.ndarray,             # (C,) in the order they are drawn
-             groups: Groups, title: str, unit: str = '',
-             log: bool = False, wide: int = 380) -> str:
+def bars_svg(values: np.ndarray,    # (C,) in the order they are drawn
+             groups: Groups,        # numbers are places in that order, as in `Plan`
+             title: str,
+             unit: str = '',        # words at the upper right
+             log: bool = False,     # heights by the logarithm; for values from 1 up
+             wide: int = 380,       # width for a height of 150
+            ) -> str:
     "A small bar chart, made without matplotlib because it follows a slider"
     W, H, left, base = wide, 150, 4, 122
     top = max(float(np.max(values)), 1e-12)
@@ -78,7 +83,9 @@ def plan_html(plan: Plan) -> str:
     body = row('all', np.arange(len(plan.counts))) + ''.join(row(g, np.array(c, int)) for g, c in plan.groups.items())
     return f'<table><thead><tr><th></th>{"".join(f"<th>{h}</th>" for h in heads)}</tr></thead><tbody>{body}</tbody></table><div class="caption">groups {html.escape(plan.groups.rule)}</div>'
 
-def plan_figure(plan: Plan, title: str = '') -> Picture:
+def plan_figure(plan: Plan,
+                title: str = '',    # above the panels
+               ) -> Picture:
     "Sizes, weights and margins, for a paper"
     figure, axes = new_figure(8.6, 2.3, mosaic=[['training images', 'weight', 'margin']])
     for (name, ax), values in zip(axes.items(), (plan.counts, plan.weights, plan.margins)):
@@ -97,7 +104,9 @@ def plan_figure(plan: Plan, title: str = '') -> Picture:
 class LongTailView(View):
     "Class sizes, groups, weights and margins, to plan with"
     watches = ('classes', 'largest', 'rho', 'profile', 'rule', 'beta')
-    def __init__(self, subjects: Mapping[str, Subject], state: State | None = None, picker: bool = True):
+    def __init__(self, subjects: Mapping[str, Subject],    # name → what is looked at; may be empty
+                 state: State | None = None,               # None: a new one
+                 picker: bool = True):                     # has no effect here
         from ipywidgets import HTML, Box, Button, FloatLogSlider, FloatSlider, IntSlider
         super().__init__(subjects, make_state(state))
         s, self.pictures, self.table = self.state, [HTML(), HTML(), HTML()], HTML()
@@ -113,7 +122,9 @@ class LongTailView(View):
         self.state.observe(lambda c: self.begin(), 'run')
         self.fill(grid(*self.controls.values(), self.reset), Box(self.pictures).add_class('thirds'), self.table)
 
-    def touched(self) -> bool: return any(getattr(self.state, n) != self.state.traits()[n].default_value for n in self.watches)
+    def touched(self) -> bool:
+        "Whether any part of the plan is not as in a new state"
+        return any(getattr(self.state, n) != self.state.traits()[n].default_value for n in self.watches)
     def begin(self):
         "The numbers of the run, where there is one"
         run = self.subjects[self.state.run].run if self.state.run in self.subjects else None

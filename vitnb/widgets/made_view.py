@@ -36,8 +36,10 @@ def made_images(folder: str | Path) -> ImageSet:
         return read_made(folder, channels)
     except (OSError, ValueError, TypeError, SyntaxError) as e: raise UserError(f'the images in {folder} cannot be read ({type(e).__name__}: {str(e)[:200]})') from e
 
-def maker(folder: str | Path, teacher: str | Path | None) -> Source:
-    "The network that a folder was made from: the one that is named, or one of the package with the same checksum"
+def maker(folder: str | Path,            # of made images
+          teacher: str | Path | None,    # as for `teacher_source`; None: look for it in the package
+         ) -> Source:
+    "The network that a folder was made from: as named, or one of the package with the same checksum; raises `UserError` when there is neither"
     try: settings = json.loads((Path(folder).expanduser()/'about.json').read_text())['settings']; known = settings['sha256']
     except (OSError, ValueError, KeyError, TypeError): settings, known = {}, None
     if teacher is not None: return (source := teacher_source(teacher))._replace(mean_std=settings.get('mean_std', source.mean_std))      # as the images were made
@@ -45,8 +47,11 @@ def maker(folder: str | Path, teacher: str | Path | None) -> Source:
         if hashlib.sha256(file.read_bytes()).hexdigest() == known: return teacher_source(file)
     raise UserError('which network these images were made from is not known here: name it with teacher=, to see the nearest real images')
 
-def real_images(real: ImageSet | str | Path | None, made: ImageSet, most: int) -> ImageSet:     # with the classes of `made`, by name
-    "The real images that are looked at: at most so many of each class"
+def real_images(real: ImageSet | str | Path | None,    # a folder, or a set; None: the embedded Fashion-MNIST
+                made: ImageSet,
+                most: int,                             # images of each class
+               ) -> ImageSet:                          # with the classes of `made`, by name
+    "The real images that are looked at: at most so many of each class; raises `UserError` when no class is the same"
     if isinstance(real, (str, Path)): real = image_folder(Path(real).expanduser(), made.images.shape[-1])
     if real is None: real = fashion_mnist()[0]
     number = {n: c for c, n in enumerate(made.class_names)}
@@ -63,7 +68,11 @@ class Nearest:
     distance: np.ndarray      # (n,) between features of length 1, 0 to 2; NaN without
     right: np.ndarray         # (n,) whether the teacher names the made image rightly
 
-def find_nearest(made: ImageSet, real: ImageSet, source: Source, said: Callable[[int, int], None] = lambda done, of: None) -> Nearest:
+def find_nearest(made: ImageSet,
+                 real: ImageSet,
+                 source: Source,                                              # the teacher, from `maker`
+                 said: Callable[[int, int], None] = lambda done, of: None,    # called with the images done, and the images in all
+                ) -> Nearest:
     "Put made and real images through the teacher; raises `UserError` when it does not take them"
     if source.mean_std is None: raise UserError(f'{source.name} does not say how its images were normalised')
     parts, total = ([], []), len(made) + len(real)
@@ -75,7 +84,12 @@ def find_nearest(made: ImageSet, real: ImageSet, source: Source, said: Callable[
     index, distance = nearest_of_class(ours, made.labels.numpy(), theirs, real.labels.numpy())
     return Nearest(index, distance, logits.argmax(1) == made.labels.numpy())
 
-def kept_nearest(folder: str | Path, made: ImageSet, real: ImageSet, source: Source, said: Callable[[int, int], None] = lambda done, of: None) -> Nearest:
+def kept_nearest(folder: str | Path,                                          # of the made images
+                 made: ImageSet,
+                 real: ImageSet,
+                 source: Source,                                              # the teacher, from `maker`
+                 said: Callable[[int, int], None] = lambda done, of: None,    # called with the images done, and the images in all
+                ) -> Nearest:
     "What the folder knows, or `find_nearest`, which it then knows"
     state = {k: v.numpy().tobytes() for k, v in source.network.state_dict().items()}
     key = hashlib.sha256(b''.join([fingerprint(made).encode(), fingerprint(real).encode(), *(k.encode() + state[k] for k in sorted(state))])).hexdigest()
@@ -103,13 +117,19 @@ def _small(pixels: torch.Tensor) -> np.ndarray:      # (channels, H, W) → (H, 
     picture = for_people(pixels.numpy())
     return picture[::(step := -(-max(picture.shape[:2]) // 112)), ::step]
 
-def picture_html(pixels: torch.Tensor, description: str) -> str:
+def picture_html(pixels: torch.Tensor,    # (channels, H, W) uint8
+                 description: str,        # for those who cannot see it
+                ) -> str:
     "A small picture in the page"
     picture = _small(pixels)
     data = base64.b64encode(png(np.stack([picture] * 3, -1) if picture.ndim == 2 else picture)).decode()
     return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
 
-def cards_html(made: ImageSet, real: ImageSet | None, near: Nearest | None, page: Sequence[int]) -> str:
+def cards_html(made: ImageSet,
+               real: ImageSet | None,    # whose numbers are in `near`
+               near: Nearest | None,     # None: made images alone
+               page: Sequence[int],      # numbers of made images
+              ) -> str:
     "A pair of pictures for each made image of a page"
     cards = ''
     for n, i in enumerate(page, 1):
@@ -122,8 +142,12 @@ def cards_html(made: ImageSet, real: ImageSet | None, near: Nearest | None, page
     return f'<div class="twins">{cards}</div>'
 
 # %% ../../nbs/widgets/40_made_view.ipynb #e229abd4
-def made_figure(made: ImageSet, real: ImageSet | None, near: Nearest | None, state: State) -> Picture:
-    "The pairs of one page, for a paper"
+def made_figure(made: ImageSet,
+                real: ImageSet | None,    # whose numbers are in `near`
+                near: Nearest | None,     # None: made images alone
+                state: State,             # for its class (`label`) and `image`
+               ) -> Picture:
+    "The pairs of one page, for a paper; raises `UserError` when the class has no made images"
     page, number = page_of(made, state)
     if not len(page): raise UserError(f'there is no made image of {made.class_names[state.label]}')
     wide, n = 2 if near is not None else 1, min(4 if near is not None else 6, len(page))
@@ -143,7 +167,9 @@ def made_figure(made: ImageSet, real: ImageSet | None, near: Nearest | None, sta
 class MadeView(View):
     "Made images of a class, each beside its nearest real one"
     watches = ('label', 'image')
-    def __init__(self, made: ImageSet, near: Callable[[Callable], tuple[ImageSet, Nearest]], state: State | None = None):      # near: what finds the nearest, with a progress function
+    def __init__(self, made: ImageSet,
+                 near: Callable[[Callable], tuple[ImageSet, Nearest]],    # called with `said(done, of)`; gives real images, and which are nearest
+                 state: State | None = None):                             # None: a new one
         from ipywidgets import HTML, IntProgress
         super().__init__({}, make_state(state))
         self.made, self.real, self.near, self.find = made, None, None, near
@@ -185,11 +211,12 @@ def draw_made(view: MadeView):
     view.said.value = f'<div class="said">{words}</div>'
     view.cards.value = cards_html(made, view.real, near, page)
 
-def made_view(folder: str | Path,                              # that `vitnb generate` filled
-              teacher: str | Path | None = None,               # that it was made from; None: one of the package, if it is
-              real: ImageSet | str | Path | None = None,       # real images of the same classes; None: the embedded ones
-              most: int = 500,                                 # real images of each class that are looked at
-              state: State | dict | str | None = None) -> MadeView:
+def made_view(folder: str | Path,                           # that `vitnb generate` filled
+              teacher: str | Path | None = None,            # that it was made from; None: one of the package, if it is
+              real: ImageSet | str | Path | None = None,    # real images of the same classes; None: the embedded Fashion-MNIST
+              most: int = 500,                              # real images of each class that are looked at
+              state: State | dict | str | None = None,      # where to begin
+             ) -> MadeView:
     "Browse made images; raises `UserError` for a folder that holds none"
     made = made_images(folder)
     def near(said):

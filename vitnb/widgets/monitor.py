@@ -51,7 +51,7 @@ class Snapshot:
     stamp: tuple = ()                   # of metrics.jsonl, to see whether it has changed
 
     @property
-    def ended(self) -> bool: return self.state != 'running'
+    def ended(self) -> bool: return self.state != 'running'      # well or badly; also when its folder is gone or damaged
     @property
     def share(self) -> float:
         "The part of the training that is done, 0 to 1"
@@ -79,7 +79,8 @@ def _row(values: Any) -> dict[str, float]:
     return {p: _number(values.get(p)) if isinstance(values, dict) else math.nan for p in PARTS}
 
 # %% ../../nbs/widgets/20_monitor.ipynb #a6b2d34f
-def make_curves(lines: Sequence[Mapping]) -> Curves:    # the lines of metrics.jsonl
+def make_curves(lines: Sequence[Mapping],    # one an epoch, as from `Run.metrics`
+               ) -> Curves:
     "The lines of `metrics.jsonl` as arrays"
     of_key = lambda line, key: v if isinstance(v := line.get(key), dict) else {}
     answers = [of_key(line, 'val') | {f'ema_{h}': row for h, row in of_key(line, 'val_ema').items()} for line in lines]
@@ -92,7 +93,8 @@ def _validated(curves: Curves) -> np.ndarray:
     "The places of the epochs that have a validation"
     return np.flatnonzero(np.isfinite(curves.accuracy).any((0, 1)))
 
-def head_name(head: str) -> str:
+def head_name(head: str,    # as in metrics.jsonl: 'cls', 'dist', 'avg' or 'out', perhaps after 'ema_'
+             ) -> str:
     "CLS, DIST, average; `ema_cls` is CLS with averaged weights"
     base, ema = (head[4:], ', averaged weights') if head.startswith('ema_') else (head, '')
     return NAMES.get(base, _words(base, 20)) + ema
@@ -205,7 +207,9 @@ def _look(head: str) -> dict:
     return dict(color=COLOURS.get(head[4:] if ema else head, COLOURS['other']), lw=1 if ema else 1.3, ls=(0, (3, 2)) if ema else '-')
 
 # %% ../../nbs/widgets/20_monitor.ipynb #e86dd212
-def picture_html(figure: Picture, description: str) -> str:
+def picture_html(figure: Picture,
+                 description: str,    # for those who cannot see the figure
+                ) -> str:
     "A figure as an SVG for a page, drawn without touching matplotlib's settings"
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     FigureCanvasSVG(figure).print_svg(buffer := io.StringIO(), metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
@@ -213,7 +217,8 @@ def picture_html(figure: Picture, description: str) -> str:
     svg = re.sub(r'<[^>]*>', lambda tag: _themed(tag[0]), text[text.index('<svg'):])
     return f'<figure role="img" aria-label="{html.escape(description)}">{svg}</figure>'
 
-def accuracy_html(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:    # heading → head → overall, head, mid, tail
+def accuracy_html(tables: Mapping[str, Mapping[str, Mapping[str, float]]],    # heading → head → overall, head, mid, tail, in per cent
+                 ) -> str:
     "Accuracies as a table in sections, the best of each column of a section in bold"
     text = ''
     for heading, rows in tables.items():
@@ -278,7 +283,9 @@ def facts(s: Snapshot) -> list[str]:
     known = ((s.rate, f'{s.rate:.0f} images/s'), (s.seconds_left, f'{duration(s.seconds_left)} left'), (s.loss, f'loss {s.loss:.3f}'))
     return [where] + [text for value, text in known if math.isfinite(value)]
 
-def head_html(s: Snapshot, watched: bool = True) -> str:
+def head_html(s: Snapshot,
+              watched: bool = True,    # False: say that this display has stopped, and when
+             ) -> str:
     "What changes every two seconds: state, bar, rate and time left"
     said = facts(s) + ([] if watched or s.ended else [f'not watched since {time.strftime("%H:%M:%S")}; the run goes on'])
     command = f'<div>To go on: <code>{html.escape(s.command)}</code></div>' if s.command else ''
@@ -300,10 +307,10 @@ def monitor_html(s: Snapshot) -> str:
 
 # %% ../../nbs/widgets/20_monitor.ipynb #6145e6d3
 def follow(run: Run,
-           every: float = 2.,                                        # seconds between two looks
-           pause: Callable[[float], Any] = time.sleep,               # waits so long; true: stop watching
+           every: float = 2.,                             # seconds between two looks, 0.1 to 3600
+           pause: Callable[[float], Any] = time.sleep,    # waits so long; true: stop watching
           ) -> Iterator[Snapshot]:
-    "What is known about a run, again and again until it ends"
+    "What is known about a run, again and again until it ends; raises `UserError` when `every` is out of its bounds"
     if not .1 <= every <= 3600: raise UserError(f'every={every} must be between 0.1 and 3600 seconds')
     snapshot, over = None, False
     while not over:
@@ -314,7 +321,8 @@ def follow(run: Run,
 # %% ../../nbs/widgets/20_monitor.ipynb #89c552ef
 class Card:
     "The widgets of one monitor, and the thread that keeps them up to date"
-    def __init__(self, run: Run, every: float):
+    def __init__(self, run: Run,
+                 every: float):      # seconds between two looks
         from ipywidgets import HTML, Button, Layout, VBox
         self.stop, self.shown = threading.Event(), None
         self.snapshots = follow(run, every, self.stop.wait)
@@ -359,18 +367,22 @@ class Card:
         for widget in self.box.children: widget.close()
 
 # %% ../../nbs/widgets/20_monitor.ipynb #97ee58d9
-def monitor(run: Run | str | Path,     # a run, or its folder
-            every: float = 2.):        # seconds between two looks; returns an ipywidgets box
+def monitor(run: Run | str | Path,    # a run, or its folder
+            every: float = 2.):       # seconds between two looks, 0.1 to 3600; returns an ipywidgets box
     "Watch a run in a notebook, while it trains or afterwards; raises `UserError` when there is no such run"
     return Card(open_run(run.path if isinstance(run, Run) else run), every).box
 
 # %% ../../nbs/widgets/20_monitor.ipynb #cf3b5488
-def epoch_line(curves: Curves, i: int) -> str:
+def epoch_line(curves: Curves,
+               i: int,    # place of the epoch in `curves`, from 0
+              ) -> str:
     "One epoch in one line"
     answers = '  '.join(f'{head_name(h)} {per_cent(a[0, i])} (tail {per_cent(a[3, i])})' for h, a in zip(curves.heads, curves.accuracy) if not h.startswith('ema_'))
     return f'epoch {_whole(curves.epochs[i])}  loss {curves.loss[i]:.3f}  {duration(curves.seconds[i])}  {answers}'.rstrip()
 
-def status_line(s: Snapshot, width: int) -> str:
+def status_line(s: Snapshot,
+                width: int,    # columns of the terminal; what is longer is cut
+               ) -> str:
     "A run in one line of a terminal"
     full = round(16 * s.share)
     answers = [(h, r) for rows in s.tables.values() for h, r in rows.items() if not h.startswith('ema_')]
@@ -379,9 +391,9 @@ def status_line(s: Snapshot, width: int) -> str:
     return text if len(text) < width else text[:max(0, width - 2)] + '…'
 
 # %% ../../nbs/widgets/20_monitor.ipynb #9ad079ae
-def watch(run: Run | str | Path,      # a run, or its folder
-          every: float = 2.,          # seconds between two looks
-          out: TextIO | None = None): # where to write; by default standard output
+def watch(run: Run | str | Path,         # a run, or its folder
+          every: float = 2.,             # seconds between two looks, 0.1 to 3600
+          out: TextIO | None = None):    # where to write; by default standard output
     "Watch a run in a terminal until it ends; raises `UserError` when it ends without being finished"
     run, out = open_run(run.path if isinstance(run, Run) else run), out or sys.stdout
     show = _rewriting(out) if out.isatty() else _adding(out)

@@ -31,11 +31,18 @@ class Spread:
     source: str                     # where the numbers come from, in words
 
     @property
-    def kinds(self) -> tuple[str, ...]: return tuple(k for k in self.ranks.kinds if k in self.cloud.kinds)
+    def kinds(self) -> tuple[str, ...]: return tuple(k for k in self.ranks.kinds if k in self.cloud.kinds)      # of tokens, that can be shown
     @property
-    def depth(self) -> int: return sum(p.startswith('block') for p in self.ranks.points)
-    def spectrum(self, kind: str) -> np.ndarray: return self.ranks.spectrum[:, self.ranks.kinds.index(kind)]     # (G, P, D)
-    def rank(self, kind: str, threshold: float) -> np.ndarray: return rank_at(self.spectrum(kind), threshold)    # (G, P)
+    def depth(self) -> int: return sum(p.startswith('block') for p in self.ranks.points)      # number of blocks
+    def spectrum(self, kind: str,    # one of `kinds`
+                ) -> np.ndarray:     # (G, P, D), falling
+        "Singular values of a kind of token, for G groups, after P blocks"
+        return self.ranks.spectrum[:, self.ranks.kinds.index(kind)]
+    def rank(self, kind: str,     # one of `kinds`
+             threshold: float,    # that share, 0 to 1
+            ) -> np.ndarray:      # (G, P); NaN for a group without images
+        "The number of directions that hold a share of the variance"
+        return rank_at(self.spectrum(kind), threshold)
 
 def saved_spread(subject: Subject) -> Spread | None:
     "What `vitnb analyse` wrote for the weights that the run has now; None when it did not"
@@ -45,8 +52,10 @@ def saved_spread(subject: Subject) -> Spread | None:
 
 IMAGES, POINTS = 360, 180       # of which ranks are worked out here, and that a browser moves without delay
 
-def make_spread(subject: Subject, said: Callable[[int, int], None] = lambda done, of: None) -> Spread:     # said: how many images of how many
-    "Put a few hundred images through a subject's network"
+def make_spread(subject: Subject,
+                said: Callable[[int, int], None] = lambda done, of: None,    # called with the images done, and the images in all
+               ) -> Spread:
+    "Put a few hundred images through a subject's network; raises `UserError` without images, or for a network whose tokens cannot be followed"
     images, model, done = subject.test, subject.model, 0
     some, groups = images.subset(chosen := sampled(images.labels.numpy(), IMAGES)), subject.run.groups if subject.run else None
     total = len(some) + min(POINTS, len(some))
@@ -71,12 +80,18 @@ def _colour(group: str) -> str: return COLOURS['avg'] if group == 'all' else GRO
 def _css(group: str) -> str: return 'var(--avg)' if group == 'all' else GROUP_COLOURS[group]
 def _name(kind: str) -> str: return NAMES.get(kind, kind)
 
-def norm_place(found: Spread, others: Mapping[str, Spread] = {}) -> int: return max(s.depth for s in (found, *others.values())) + 1
+def norm_place(found: Spread, others: Mapping[str, Spread] = {}) -> int:
+    "Where the final norm stands on the axis of blocks: one after the last block of the deepest network"
+    return max(s.depth for s in (found, *others.values())) + 1
 def _x(found: Spread, norm: int) -> list[int]: return [norm if p == 'norm' else i + 1 for i, p in enumerate(found.ranks.points)]
 def _dash(dashes: str): return (0, tuple(float(v) for v in dashes.split())) if dashes else '-'
 
-def rank_axes(found: Spread, tops: Mapping[str, float], norm: int, height: float = 2.1, width: float = 8.6):      # figure and axes; norm: where the final norm stands
-    "Empty panels for ranks by block"
+def rank_axes(found: Spread,
+              tops: Mapping[str, float],    # kind of token → highest rank, from `highest`
+              norm: int,                    # where the final norm stands, from `norm_place`
+              height: float = 2.1,          # inches
+              width: float = 8.6):          # inches
+    "Empty panels for ranks by block: the figure, and its axes by kind of token"
     figure, axes = new_figure(width, height, mosaic=[list(found.kinds)])
     last = norm if 'norm' in found.ranks.points else norm - 1
     step = -(-last // 8)
@@ -91,7 +106,7 @@ def rank_axes(found: Spread, tops: Mapping[str, float], norm: int, height: float
     return figure, axes
 
 def spectrum_axes(found: Spread):
-    "Empty panels for a spectrum and a cloud"
+    "Empty panels for a spectrum and a cloud: the figure, and its axes, 'spectrum' and 'cloud'"
     figure, axes = new_figure(8.6, 2.9, mosaic=[['spectrum', 'cloud']], width_ratios=[1, 1])
     axes['spectrum'].set(xlim=(.9, found.ranks.spectrum.shape[-1]), ylim=(1e-5, 1.2), xscale='log', yscale='log')
     axes['spectrum'].minorticks_off()
@@ -103,13 +118,20 @@ def spectrum_axes(found: Spread):
     return figure, axes
 
 # %% ../../nbs/widgets/36_rank_view.ipynb #461aece7
-def highest(found: Spread, others: Mapping[str, Spread], threshold: float) -> dict[str, float]:
+def highest(found: Spread,
+            others: Mapping[str, Spread],    # name → a network that is laid over; of it only the line of all images counts
+            threshold: float,                # share of the variance, 0 to 1
+           ) -> dict[str, float]:            # kind of token → rank
     "The highest rank in each panel: one for CLS, DIST and registers, which are compared, and one for patches, of which there are more"
     tops = {k: max((1., *(float(np.nanmax(s.rank(k, threshold)[:1 if s is not found else None])) for s in (found, *others.values()) if k in s.kinds))) for k in found.kinds}
     single = max((v for k, v in tops.items() if k != 'patches'), default=1.)
     return {k: v if k == 'patches' else single for k, v in tops.items()}
 
-def rank_figure(found: Spread, state: State, others: Mapping[str, Spread] = {}, width: float = 8.6) -> Picture:     # inches
+def rank_figure(found: Spread,
+                state: State,                         # for its threshold
+                others: Mapping[str, Spread] = {},    # name → a network that is laid over: in grey, the line of all its images
+                width: float = 8.6,                   # inches
+               ) -> Picture:
     "Ranks by block, for a paper"
     norm = norm_place(found, others)
     figure, axes = rank_axes(found, highest(found, others, state.threshold), norm, 2.6, width)
@@ -125,7 +147,9 @@ def rank_figure(found: Spread, state: State, others: Mapping[str, Spread] = {}, 
 def _numbers(found: Spread) -> str: return ', '.join(f'{g} {n}' for g, n in zip(found.ranks.groups, found.ranks.images))
 
 # %% ../../nbs/widgets/36_rank_view.ipynb #dedeb4fa
-def spectrum_figure(found: Spread, state: State) -> Picture:
+def spectrum_figure(found: Spread,
+                    state: State,    # for its block and token
+                   ) -> Picture:
     "The spectrum and the cloud of one token after one block, for a paper"
     figure, axes = spectrum_axes(found)
     (kind, b), seen = _where(found, state), found.cloud
@@ -147,19 +171,26 @@ def _curve(found: Spread, g: int, kind: str, b: int) -> tuple[np.ndarray, np.nda
 def _scaled(places: np.ndarray) -> np.ndarray: return places / max(np.abs(places).max(), 1e-12)
 
 # %% ../../nbs/widgets/36_rank_view.ipynb #ca220915
-def lines_svg(chart: Chart, ax, x: np.ndarray, y: np.ndarray, colour: str, width: float = 1.4, dash: str = '', dots: bool = False) -> str:
-    "A line over a chart"
+def lines_svg(chart: Chart, ax, x: np.ndarray, y: np.ndarray,    # (n,) like `x`, in data coordinates; NaN is left out
+              colour: str, width: float = 1.4,                   # points; `colour` is one of CSS
+              dash: str = '',                                    # strokes and gaps, such as '5 2'; '': no gaps
+              dots: bool = False) -> str:
+    "A line over an axes of a chart, with a dot at each point where `dots` is true"
     low, high = ax.get_ylim()
     at = [(a, b) for a, b, v in zip(*chart.place(ax, x, np.clip(y, low, high)), y) if np.isfinite(a + b) and np.isfinite(v)]
     line = f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in at)}" style="fill: none; stroke: {colour}; stroke-width: {width}; stroke-dasharray: {dash or "none"}"/>'
     return line + (''.join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2" style="fill: {colour}"/>' for a, b in at) if dots else '')
 
 def drawn(found: Spread, image: int) -> list[int]:
-    "Which images are drawn as points: an even choice of them, and the one that is looked at"
+    "Which images are drawn as points, by their places in the cloud: an even choice of them, and the test image that is looked at"
     every = -(-len(found.cloud.images) // POINTS)
     return [i for i, which in enumerate(found.cloud.images) if i % every == 0 or which == image]
 
-def cloud_svg(chart: Chart, ax, found: Spread, names: Sequence[str], kind: str, b: int, image: int) -> str:
+def cloud_svg(chart: Chart, ax, found: Spread,
+              names: Sequence[str],    # of the images of the cloud
+              kind: str, b: int,       # after which block, from 0, that kind of token is shown
+              image: int,              # number of the test image that gets a ring
+             ) -> str:
     "The points of the cloud, with what the mouse shows"
     seen = found.cloud
     x, y = chart.place(ax, *_scaled(seen.places[seen.kinds.index(kind), b]).T)
@@ -169,8 +200,8 @@ def cloud_svg(chart: Chart, ax, found: Spread, names: Sequence[str], kind: str, 
     if len(at := np.flatnonzero(seen.images == image)): points += f'<circle cx="{x[at[0]]:.1f}" cy="{y[at[0]]:.1f}" r="6" style="fill: none; stroke: var(--ink); stroke-width: 1.5"/>'
     return points
 
-def sprite(pixels: np.ndarray) -> bytes:      # (n, channels, H, W) uint8
-    "Thumbnails of all images in one PNG, twenty a row, 46 pixels each"
+def sprite(pixels: np.ndarray) -> bytes:
+    "Thumbnails of uint8 images (n, channels, H, W) in one PNG, twenty a row, 46 pixels each"
     sheet = np.zeros((-(-len(pixels) // 20) * 46, 20 * 46, 3), np.float32)
     for i, p in enumerate(pixels):
         p = for_people(p)
@@ -180,7 +211,9 @@ def sprite(pixels: np.ndarray) -> bytes:      # (n, channels, H, W) uint8
         sheet[r:r + 46, c:c + 46] = p[at[0]][:, at[1]]
     return png(sheet)
 
-def legend_html(groups: Sequence[str], others: Sequence[str] = ()) -> str:
+def legend_html(groups: Sequence[str],         # some of 'all', 'head', 'mid', 'tail'
+                others: Sequence[str] = (),    # names of the runs that are laid over
+               ) -> str:
     "What the lines are"
     line = lambda colour, dash, width=2: f'<svg viewBox="0 0 22 8" style="width: 22px; height: 8px; display: inline-block; margin-right: 4px"><path d="M0 4h22" style="stroke: {colour}; stroke-width: {width}; stroke-dasharray: {dash or "none"}"/></svg>'
     items = [line(_css(g), DASHES[g]) + g for g in groups] + [line('var(--other)', d) + html.escape(shorten(n, 40).replace(r'\$', '$')) + ', all' for n, d in zip(others, OTHER_DASHES * len(others))]
@@ -272,7 +305,10 @@ def new_scale(view: RankView, threshold: float):
     figure, view.rank_axes = rank_axes(view.found, view.tops, norm_place(view.found, view.drawn))
     view.rank_chart = Chart(figure, 'Rank of each token after every block, for all images and for head, mid and tail')
 
-def thumbnails(subject: Subject, images: np.ndarray, css: str) -> tuple[str, list[str]]:      # style sheet, name of each image
+def thumbnails(subject: Subject,
+               images: np.ndarray,           # (n,) numbers of test images
+               css: str,                     # selector of the view
+              ) -> tuple[str, list[str]]:    # style sheet, name of each image
     "The images of the cloud as one picture in a style sheet, where they can be read"
     colours = ' '.join(f'{css} .point.{g} {{ fill: {_css(g)} }}' for g in CLOUD_GROUPS) + f' {css} .thumb {{ display: none }}'
     try: test = subject.test
@@ -297,7 +333,9 @@ def move_threshold(view: RankView):
     more = f'; no line for {", ".join(empty)}, which has no images' if empty else ''
     view.ranks.value = f'<h4>Rank by block: directions that hold {100 * threshold:.1f} % of the variance</h4>{legend_html(shown, list(view.drawn))}' + view.rank_chart.html(marks) + f'<div class="caption">images: {_numbers(found)}, {found.source}; a rank is below its number of images{more}</div>'
 
-def found_groups(found: Spread) -> list[str]: return [g for g, n in zip(found.ranks.groups, found.ranks.images) if n]
+def found_groups(found: Spread) -> list[str]:
+    "The groups that have images"
+    return [g for g, n in zip(found.ranks.groups, found.ranks.images) if n]
 
 def move_block(view: RankView):
     "Another block, token or image"

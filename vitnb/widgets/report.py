@@ -29,12 +29,16 @@ __all__ = ['ATTENTION', 'STYLE', 'NOTES', 'WIDTH', 'SCORES', 'chart_html', 'pixe
            'names_of', 'write_report']
 
 # %% ../../nbs/widgets/60_report.ipynb #fc806294
-def chart_html(figure: Picture, description: str, narrow: bool = False) -> str:
+def chart_html(figure: Picture,
+               description: str,
+               narrow: bool = False,    # at most 24 rem wide instead of 38
+              ) -> str:
     "A chart as an SVG in the page, with a description for those who cannot see it"
     return f'<figure class="chart{" narrow" if narrow else ""}" role="img" aria-label="{html.escape(description)}">{figure.as_svg()}</figure>'
 
-def pixels_html(pixels: np.ndarray,      # (H, W) or (H, W, 3), 0 to 1
-                description: str) -> str:
+def pixels_html(pixels: np.ndarray,    # (H, W) or (H, W, 3), 0 to 1
+                description: str,      # for those who cannot see it
+               ) -> str:
     "A picture in the page"
     picture, small = Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)), max(pixels.shape[:2]) <= 64
     picture.save(buffer := io.BytesIO(), 'PNG' if small else 'JPEG', **(dict(optimize=True) if small else dict(quality=85)))
@@ -42,12 +46,15 @@ def pixels_html(pixels: np.ndarray,      # (H, W) or (H, W, 3), 0 to 1
     return f'<img alt="{html.escape(description)}"{" class=small" if small else ""} src="data:image/{"png" if small else "jpeg"};base64,{data}">'
 
 # %% ../../nbs/widgets/60_report.ipynb #0f5b022e
-def number(value: float, signed: bool = False) -> str:
+def number(value: float,            # NaN: there is none
+           signed: bool = False,    # with a plus sign from 0 up
+          ) -> str:
     "A number with one decimal, a real minus sign, and a dash where there is none"
     return '–' if np.isnan(value) else f'{round(float(value), 1) + 0.:{"+" if signed else ""}.1f}'.replace('-', '−')      # + 0.: no −0.0
 
 def table_html(sections: Mapping[str, Mapping[str, Mapping[str, float]]],    # heading → row name → overall, head, mid, tail
-               caption: str) -> str:
+               caption: str,                                                 # above the table
+              ) -> str:
     "Accuracies as a table in sections, the best of each column of a section in bold"
     body = ''
     for heading, rows in sections.items():
@@ -62,7 +69,8 @@ def table_html(sections: Mapping[str, Mapping[str, Mapping[str, float]]],    # h
     return f'<table class="numbers"><caption>{html.escape(caption)}</caption><thead><tr><td></td>{columns}</tr></thead>{body}</table>'
 
 # %% ../../nbs/widgets/60_report.ipynb #95813e62
-def experts_sentence(by_group: Mapping[str, Mapping[str, float]]) -> str:
+def experts_sentence(by_group: Mapping[str, Mapping[str, float]],    # head → overall, head, mid, tail, in per cent; with 'cls' and 'dist'
+                    ) -> str:                                        # empty when head or tail has no accuracy
     "Whether CLS and DIST became a head and a tail expert"
     tail, head = (by_group['dist'][p] - by_group['cls'][p] for p in ('tail', 'head'))
     if np.isnan(tail + head): return ''
@@ -91,7 +99,8 @@ def caution(experts: Experts) -> str:
     if none: said.append(f'Without a test image, and so left out of every mean: {first_of(none)}.')
     return ' '.join(said)
 
-def verdict(experts: Experts, others: Mapping[str, Experts] = {}) -> list[str]:   # paragraphs
+def verdict(experts: Experts, others: Mapping[str, Experts] = {},    # name → the answers of another run, in the same groups
+           ) -> list[str]:                                           # paragraphs
     "What the accuracies say about the two tokens, and about the runs compared with"
     g = experts.by_group
     answer, two = g[experts.answer], 'dist' in g
@@ -103,12 +112,14 @@ def verdict(experts: Experts, others: Mapping[str, Experts] = {}) -> list[str]: 
     return [p for p in (experts_sentence(g) if two else '', said, caution(experts)) if p] + [comparison(name, answer, other.by_group[other.answer]) for name, other in others.items()]
 
 def comparison(name: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
-    "How far two answers are apart"
+    "How far two answers are apart, each given as overall, head, mid and tail accuracy in per cent"
     points = {p: number(ours[p] - theirs[p], True) for p in PARTS}
     return f'Compared with {name}: {points["overall"]} points overall, ' + ', '.join(f'{points[p]} on the {p}' for p in PARTS[1:] if points[p] != '–') + '.'
 
 # %% ../../nbs/widgets/60_report.ipynb #00cbe73b
-def mistakes_table(experts: Experts, most: int = 8) -> str:
+def mistakes_table(experts: Experts,
+                   most: int = 8,    # rows
+                  ) -> str:
     "The classes that are most often taken for another, as a table; empty when there are no mistakes"
     C, answers = len(experts.counts), experts.logits[experts.answer].argmax(1)
     pairs, images = np.unique(experts.labels.astype(int) * C + answers, return_counts=True)       # those that there are: C × C would be much for 8142 classes
@@ -122,7 +133,10 @@ def mistakes_table(experts: Experts, most: int = 8) -> str:
             f'<th scope="col">images</th><th scope="col">per cent</th></tr></thead><tbody>{rows}</tbody></table>')
 
 # %% ../../nbs/widgets/60_report.ipynb #d280ff2e
-def choose_images(experts: Experts, tail: int = 6, head: int = 2) -> tuple[np.ndarray, list[str]]:   # (n,) indices of test images, what the tokens say
+def choose_images(experts: Experts,
+                  tail: int = 6,                       # at most so many that DIST gets right and CLS wrong
+                  head: int = 2,                       # at most so many the other way round
+                 ) -> tuple[np.ndarray, list[str]]:    # (n,) indices of test images, what the tokens say
     "Test images on which the tokens disagree: by a fixed rule, one of each class"
     chosen = np.concatenate([one_of_each(disagreements(experts, 'dist', 'cls'), experts.labels, tail),
                              one_of_each(disagreements(experts, 'cls', 'dist', rarest_first=False), experts.labels, head)])
@@ -155,7 +169,11 @@ ATTENTION = ('The attention of the last block from each token to the patches, me
              'from the most common class down; within a class, the image of which the right token is surest.')
 
 # %% ../../nbs/widgets/60_report.ipynb #f9f40f3f
-def attention_card(experts: Experts, index: int, picture: np.ndarray, maps: Mapping[str, np.ndarray]) -> str:
+def attention_card(experts: Experts,
+                   index: int,                        # number of the test image
+                   picture: np.ndarray,               # (H, W) or (H, W, 3), 0 to 1
+                   maps: Mapping[str, np.ndarray],    # 'cls', 'dist' → (grid height, grid width), shares of 1
+                  ) -> str:
     "One test image with the maps of its tokens and what they say"
     name = lambda c: experts.class_names[c]
     truth, top = experts.labels[index], brightest(list(maps.values()))
@@ -185,7 +203,9 @@ def command(run: Run) -> str:
         elif value is not None: words += [f'--{flag}', str(value)]
     return shlex.join(words)
 
-def settings_section(run: Run, against: Sequence[Run] = ()) -> str:
+def settings_section(run: Run,
+                     against: Sequence[Run] = (),    # the runs that it is compared with on this page
+                    ) -> str:
     "Every setting, the machine, and the commands that make the run and this page again"
     config, status = run.config, run.status
     facts = {'method': config['method'], **flat_settings(config['config']), **{f'machine: {k}': v for k, v in config.get('machine', {}).items()},
@@ -219,7 +239,9 @@ pre {{ white-space: pre-wrap; background: var(--card); padding: .7rem 1rem; bord
 @media (max-width: 34rem) {{ th, td {{ padding: .28rem .25rem; font-size: .85rem; }} td {{ overflow-wrap: normal; }} .numbers {{ display: block; overflow-x: auto; }} }}
 '''
 
-def page_html(title: str, body: str) -> str:
+def page_html(title: str,
+              body: str,    # HTML
+             ) -> str:
     "A whole page, which a browser lets neither load nor run anything"
     return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -257,7 +279,10 @@ def _header(run: Run) -> list[str]:
     return parts
 
 # %% ../../nbs/widgets/60_report.ipynb #629262d6
-def expert_section(run: Run, experts: Experts, compared: Mapping[str, Experts], compared_best: Mapping[str, Experts], test: ImageSet | None = None) -> list[str]:
+def expert_section(run: Run, experts: Experts, compared: Mapping[str, Experts],    # name → the answers of another run, of its last weights
+                   compared_best: Mapping[str, Experts],    # name → those of its weights that were best on validation
+                   test: ImageSet | None = None,            # the test images, when they are loaded already
+                  ) -> list[str]:                           # pieces of HTML
     "The table and the pictures of what the heads know"
     best, average = (_experts_of(run, which) for which in ('best', 'ema'))
     sections = {'weights of the last epoch': _rows(experts, compared)}
@@ -286,7 +311,7 @@ def _tested(experts: Experts) -> str:
 WIDTH = 5.8       # inches of a figure that is as wide as the page
 
 def class_picture(experts: Experts, name: str | None = None, other: Experts | None = None) -> Picture:
-    "Accuracy of every class: bars as in the view, or lines where there are many classes; with another run in grey"
+    "Accuracy of every class: bars as in the view, or lines where there are many classes; with another run, which `name` names, in grey"
     if len(experts.counts) > 20: return expert_accuracy(experts, other, name or '')
     return class_bars(experts, other.by_class[other.answer] if other else None, name or '', WIDTH)
 
@@ -305,7 +330,9 @@ def rank_section(run: Run) -> list[str]:
 # %% ../../nbs/widgets/60_report.ipynb #b5610cbc
 SCORES = {'macro_f1': 'macro F1', 'harmonic_mean': 'harmonic mean', 'worst_class': 'worst class', 'ece_overall': 'calibration error', 'ece_tail': 'calibration error, tail'}
 
-def beyond_accuracy(run: Run, experts: Experts) -> list[str]:
+def beyond_accuracy(run: Run,
+                    experts: Experts,    # the answers of its last weights
+                   ) -> list[str]:       # pieces of HTML
     "Other scores of each head, and what could be moved between head and tail without training again"
     found = {h: scores(z, experts.labels, experts.counts, experts.groups) for h, z in experts.logits.items()}
     cosines = run.config.get('model', {}).get('config', {}).get('cosine', False)      # LDAM's answers are no probabilities, so calibration means nothing
@@ -324,7 +351,9 @@ def _ends(dial: Curve, share: float) -> str:
     i = int(np.abs(dial.values - share).argmin())
     return f'{number(dial.accuracy["head"][i])} on the head and {number(dial.accuracy["tail"][i])} on the tail'
 
-def adjusted_rows(experts: Experts, validation: Experts) -> list[str]:
+def adjusted_rows(experts: Experts,       # answers to the test images
+                  validation: Experts,    # to the validation images, on which τ is chosen
+                 ) -> list[str]:          # pieces of HTML
     "The table of what logit adjustment after the training gives"
     rows = {}
     for h, z in experts.logits.items():
@@ -354,7 +383,10 @@ def _in_words(experts: Experts) -> str:
     return '; '.join(f'{experts.class_names[c]} ' + ', '.join(f'{NAMES[h]} {number(a[c])}' for h, a in experts.by_class.items()) for c in order)
 
 # %% ../../nbs/widgets/60_report.ipynb #67c815dc
-def compared_with(run: Run, others: Mapping[str, Run], which: str = 'last') -> dict[str, Experts]:
+def compared_with(run: Run,
+                  others: Mapping[str, Run],    # name → run
+                  which: str = 'last',          # weights: 'last', 'best' or 'ema'; runs that have no 'best' are left out
+                 ) -> dict[str, Experts]:
     "The answers of other runs to the same test, in this run's groups; raises `UserError` when it was another test"
     found, mine = {}, run.predictions['labels']
     for name, other in others.items():

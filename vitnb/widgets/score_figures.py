@@ -14,9 +14,10 @@ from .figures import CARD, COLOURS, PARTS, SIZE, Picture, label_ends, new_figure
 __all__ = ['frontier_plot', 'setting_curves', 'reliability_plot', 'difference_plot']
 
 # %% ../../nbs/widgets/05_score_figures.ipynb #01b1d545
-def frontier_plot(dial: Curve,                      # from `mixing_frontier`
-                  other: Curve | None = None,       # a second one, such as a mix of probabilities
-                  names: tuple[str, str] = ('mix of logits', 'mix of probabilities')) -> Picture:
+def frontier_plot(dial: Curve,                   # from `mixing_frontier`
+                  other: Curve | None = None,    # a second one, such as a mix of probabilities
+                  names: tuple[str, str] = ('mix of logits', 'mix of probabilities'),    # of the two, for the legend, which is there when both are
+                 ) -> Picture:
     "Head against tail accuracy for every share of CLS, with both ends and the equal mix marked"
     figure, ax = new_figure(3.6, 3.0)
     paths = [(dial, COLOURS['avg'], 1.6, names[0])] + ([(other, COLOURS['other'], 1.1, names[1])] if other else [])
@@ -35,8 +36,10 @@ def frontier_plot(dial: Curve,                      # from `mixing_frontier`
     return figure
 
 # %% ../../nbs/widgets/05_score_figures.ipynb #e2a40003
-def setting_curves(curve: Curve, label: str,                    # name of the setting, for the axis
-                   marks: Mapping[str, float] = {}) -> Picture:   # what is special → value of the setting
+def setting_curves(curve: Curve,                       # from `adjustment_curve` or `mixing_frontier`
+                   label: str,                         # name of the setting, for the axis
+                   marks: Mapping[str, float] = {},    # what is special → value of the setting
+                  ) -> Picture:
     "Overall, head, mid and tail accuracy along a setting"
     figure, ax = new_figure(4.2, 2.5)
     for name, value in marks.items():
@@ -75,8 +78,10 @@ def reliability_plot(answers: Mapping[str, Mapping[str, Reliability]],      # he
     return figure
 
 # %% ../../nbs/widgets/05_score_figures.ipynb #bce2a7a6
-def difference_plot(differences: Mapping[str, Difference],     # from `compare_answers`
-                    first: str = 'first', second: str = 'second') -> Picture:
+def difference_plot(differences: Mapping[str, Difference],    # from `compare_answers`
+                    first: str = 'first',                     # what the difference is taken from, for the axis
+                    second: str = 'second',                   # what is compared with it, for the axis
+                   ) -> Picture:
     "Second minus first in overall, head, mid and tail accuracy, with intervals over test images"
     figure, ax = new_figure(4.2, 1.7)
     ax.axvline(0, color=COLOURS['line'], lw=1)

@@ -67,7 +67,7 @@ def state_dict(state: State) -> dict[str, Any]:
     "A state as plain values, without what is as always"
     return {name: value for name, trait in state.traits().items() if (value := getattr(state, name)) != trait.default()}
 
-def make_state(values: dict[str, Any] | str | State | None = None,     # a dictionary, or JSON
+def make_state(values: dict[str, Any] | str | State | None = None,    # a dictionary, or JSON; a `State` is given back as it is
                **more) -> State:
     "A state from what `state_dict` gave, or from parts of it; raises `UserError` for names or values that make no sense"
     if isinstance(values, State): return values
@@ -95,22 +95,28 @@ class Record:
     note: str = ''                       # what could not be had
 
     @property
-    def bytes(self) -> int: return self.attention.maps.nbytes if self.attention is not None else 0
+    def bytes(self) -> int:
+        "Memory of the attention maps"
+        return self.attention.maps.nbytes if self.attention is not None else 0
 
-def for_people(pixels: np.ndarray) -> np.ndarray:     # (channels, H, W) uint8 → (H, W) or (H, W, 3), 0 to 1
+def for_people(pixels: np.ndarray,    # (channels, H, W) uint8
+              ) -> np.ndarray:        # (H, W) or (H, W, 3) float32, 0 to 1
     "Stored pixels as a picture: one channel as ink on paper, three as colours, any other number as their mean"
     if len(pixels) == 3: return pixels.transpose(1, 2, 0).astype(np.float32) / 255
     return 1 - pixels.mean(0).astype(np.float32) / 255 if len(pixels) == 1 else pixels.mean(0).astype(np.float32) / 255
 
 # %% ../../nbs/widgets/30_state.ipynb #6b0eea8e
-def answers_of(output) -> dict[str, np.ndarray]:     # head → (B, C)
+def answers_of(output,                       # a student's pair, logits (B, C), or a tuple that begins with them; without gradients, on the CPU
+              ) -> dict[str, np.ndarray]:    # 'cls', 'dist' and 'avg', or 'out' → (B, C) logits
     "What a model said, by head"
     if hasattr(output, 'cls') and hasattr(output, 'dist'): return dict(cls=output.cls.float().numpy(), dist=output.dist.float().numpy(), avg=output.avg.float().numpy())
     if isinstance(output, (tuple, list)): output = output[0]
     return dict(out=output.float().numpy())
 
 def read_picture(path: str | Path,
-                 channels: int, size: int | None) -> np.ndarray:      # (channels, H, W) uint8
+                 channels: int,       # 1 or 3
+                 size: int | None,    # side in pixels; None: that of the middle square
+                ) -> np.ndarray:      # (channels, H, W) uint8
     "A picture file as the model wants it: cut to the middle square, in its number of channels; raises `UserError` when it is none"
     path = Path(path).expanduser()
     if channels not in (1, 3): raise UserError(f'the model takes images of {channels} channels, and {path.name} is a picture of 1 or 3')
@@ -130,24 +136,33 @@ one_at_a_time = threading.RLock()      # JupyterLab handles what a hand does in 
 
 class Subject:
     "Something to look into: what was read of it is kept"
-    def __init__(self, name: str):
+    def __init__(self, name: str):      # in the menus and titles of the views
         self.name, self._records = name, OrderedDict()
     run: Run | None = None    # the run folder; None for a model without one
     @cached_property
-    def experts(self) -> Experts: raise UserError(f'{self.name} is a model without a run, so there are no saved answers')
+    def experts(self) -> Experts:
+        "The saved answers to the test images; raises `UserError` when there are none"
+        raise UserError(f'{self.name} is a model without a run, so there are no saved answers')
     @cached_property
-    def model(self): raise NotImplementedError
+    def model(self):
+        "The network, in evaluation mode"
+        raise NotImplementedError
     @cached_property
-    def test(self): raise NotImplementedError
+    def test(self):
+        "The test images, an `ImageSet`"
+        raise NotImplementedError
     @property
     def class_names(self) -> tuple[str, ...]: return self.experts.class_names
-    def view(self, pixels):          # (B, channels, H, W) uint8 → float
+    def view(self, pixels):    # (B, channels, H, W) uint8 → float
         "Pixels as the model sees them"
         raise NotImplementedError
     @property
-    def input(self) -> tuple[int, int | None]: raise NotImplementedError      # channels, and side in pixels of an own file
+    def input(self) -> tuple[int, int | None]:
+        "Channels, and side in pixels, that a picture file is brought to"
+        raise NotImplementedError
 
-    def record(self, image: int | str) -> Record:       # a test image, or the path of a file
+    def record(self, image: int | str,    # number of a test image, from 0, or the path of a picture file
+              ) -> Record:
         "What the model does with an image; the last ones are kept, within 256 MB"
         with one_at_a_time:
             if image not in self._records:
@@ -181,7 +196,8 @@ def _make_record(subject: Subject, image: int | str) -> Record:
 # %% ../../nbs/widgets/30_state.ipynb #10ee7d7d
 class RunSubject(Subject):
     "A run folder"
-    def __init__(self, run: Run, name: str | None = None):
+    def __init__(self, run: Run,
+                 name: str | None = None):    # in the views; None: that of the folder
         super().__init__(name or run.path.name)
         self.run = run
 
@@ -206,7 +222,12 @@ class RunSubject(Subject):
 # %% ../../nbs/widgets/30_state.ipynb #98273ac7
 class ModelSubject(Subject):
     "A network in memory, and images to put through it"
-    def __init__(self, model, images, name: str = 'model', mean: Sequence[float] | None = None, std: Sequence[float] | None = None, size: int | None = None):
+    def __init__(self, model,                            # a network; it is put into evaluation mode
+                 images,                                 # an `ImageSet`, a folder, a file or a list of files
+                 name: str = 'model',                    # in the views
+                 mean: Sequence[float] | None = None,    # of each channel, in [0, 1]; None: as timm knows it, otherwise 0.5 for each of three
+                 std: Sequence[float] | None = None,     # standard deviation, likewise
+                 size: int | None = None):               # side in pixels; None: the network's own, or as they are where that is not square
         super().__init__(name)
         known = getattr(model, 'pretrained_cfg', None) or {}
         self._model, self._images = model.eval(), images
@@ -234,9 +255,10 @@ def _image_set(images, size: int | None, channels: int):
     pixels = np.stack([read_picture(f, channels, size) for f in files])
     return ImageSet(torch.from_numpy(pixels), torch.zeros(len(files), dtype=torch.long), ('pictures',))
 
-def make_subject(source,              # a run or its folder, 'timm:NAME', or a network
-                 images=None,         # of a model: an ImageSet, a folder, or files
-                 name: str | None = None) -> Subject:
+def make_subject(source,                     # a run or its folder, 'timm:NAME', or a network
+                 images=None,                # of a model: an ImageSet, a folder, or files
+                 name: str | None = None,    # in the views; None: that of the folder or of the network
+                ) -> Subject:
     "Something to look into; raises `UserError` when there is no such run or model"
     if isinstance(source, Subject): return source
     if isinstance(source, Run): return RunSubject(source, name)
@@ -250,7 +272,7 @@ def make_subject(source,              # a run or its folder, 'timm:NAME', or a n
 
 # %% ../../nbs/widgets/30_state.ipynb #14147948
 def offered(subject: Subject, state: State) -> np.ndarray:     # (n,) numbers of test images
-    "The test images that the state's choice leaves, in a fixed order"
+    "The test images that the state's choice leaves, in a fixed order; raises `UserError` when groups or tokens that it needs are not known"
     if state.choice == 'all': return np.arange(len(subject.experts.labels if _has_answers(subject) else subject.test))
     if state.choice == 'one class': return np.flatnonzero(_labels(subject) == state.label)
     if state.choice in ('head', 'mid', 'tail'): return np.flatnonzero(np.isin(_labels(subject), dict(subject.run.groups.items())[state.choice])) if subject.run else _no_groups(subject)

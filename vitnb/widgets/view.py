@@ -19,9 +19,10 @@ __all__ = ['ARROW', 'STYLE', 'FORMATS', 'png', 'enlarged', 'Chart', 'Lately', 's
            'sentence_figure', 'show', 'bind', 'slider', 'menu', 'grid']
 
 # %% ../../nbs/widgets/31_view.ipynb #b81a81e5
-def png(pixels: np.ndarray,                     # (H, W, 3) 0 to 1, or (H, W) numbers of colours in a palette
-        palette: bytes | None = None,           # 3 bytes a colour
-        clear: int | None = None) -> bytes:     # the colour that is see-through
+def png(pixels: np.ndarray,              # (H, W, 3) 0 to 1, or (H, W) numbers of colours in a palette
+        palette: bytes | None = None,    # 3 bytes a colour
+        clear: int | None = None,        # number of the colour that is see-through
+       ) -> bytes:
     "A picture as the content of a PNG file, quickly"
     if palette is None: picture = Image.fromarray((np.clip(pixels, 0, 1) * 255).astype(np.uint8))
     else:
@@ -30,7 +31,9 @@ def png(pixels: np.ndarray,                     # (H, W, 3) 0 to 1, or (H, W) nu
     picture.save(buffer := io.BytesIO(), 'PNG', compress_level=1, **({} if clear is None else dict(transparency=clear)))
     return buffer.getvalue()
 
-def enlarged(pixels: np.ndarray, least: int = 252) -> np.ndarray:
+def enlarged(pixels: np.ndarray,    # (H, W) or (H, W, 3)
+             least: int = 252,      # pixels
+            ) -> np.ndarray:        # height and width times the same whole number
     "Small pictures with every pixel as a square, so that they are at least so many pixels high"
     times = max(1, -(-least // pixels.shape[0]))
     return pixels.repeat(times, 0).repeat(times, 1) if times > 1 else pixels
@@ -38,42 +41,56 @@ def enlarged(pixels: np.ndarray, least: int = 252) -> np.ndarray:
 # %% ../../nbs/widgets/31_view.ipynb #6d749d4a
 class Chart:
     "A drawn figure as SVG, and where its data coordinates are in it"
-    def __init__(self, figure: Picture, description: str):
+    def __init__(self, figure: Picture,
+                 description: str):    # for those who cannot see it
         self.svg, self.description, self.height = figure.as_svg(), description, figure.get_figheight() * 72
         self.axes = {ax: ax.transData.frozen() for ax in figure.axes}
         self.scale = 72 / figure.dpi
 
-    def place(self, ax, x, y) -> tuple[np.ndarray, np.ndarray]:
+    def place(self, ax,                             # an axes of the figure
+              x,                                    # (n,) or a number
+              y,                                    # likewise
+             ) -> tuple[np.ndarray, np.ndarray]:    # (n,) points from the left, (n,) points from the top
         "SVG coordinates of data coordinates"
         at = self.axes[ax].transform(np.column_stack(np.broadcast_arrays(np.atleast_1d(x), np.atleast_1d(y))).astype(float)) * self.scale
         return at[:, 0], self.height - at[:, 1]
 
-    def html(self, marks: str = '', style: str = '') -> str:
+    def html(self, marks: str = '',    # SVG from the methods below
+             style: str = '',          # CSS of the figure
+            ) -> str:
         "The chart with marks on top, as HTML"
         return f'<figure role="img" aria-label="{html.escape(self.description)}" style="{style}">{self.svg.replace("</svg>", marks + "</svg>")}</figure>'
 
-    def dots(self, ax, x, y, colour: str = 'ink', size: float = 3.5) -> str:
-        "Round marks"
+    def dots(self, ax, x, y,
+             colour: str = 'ink',    # a name of `THEME`
+             size: float = 3.5,      # radius in points
+            ) -> str:
+        "Round marks at data coordinates"
         return ''.join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{size}" style="fill: var(--{colour}); stroke: var(--paper); stroke-width: 1"/>' for a, b in zip(*self.place(ax, x, y)) if np.isfinite(a + b))
 
     def line(self, ax, x: float) -> str:
-        "A line from top to bottom"
+        "A dashed line from top to bottom at a data coordinate"
         (left, _), (bottom, top) = self.place(ax, [x, x], ax.get_ylim())
         return f'<line x1="{left:.1f}" x2="{left:.1f}" y1="{bottom:.1f}" y2="{top:.1f}" style="stroke: var(--cls); stroke-width: 1.2; stroke-dasharray: 3 2"/>'
 
     def path(self, ax, x, y) -> str:
-        "A dashed curve"
+        "A dashed curve through data coordinates; NaN is left out"
         points = ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(*self.place(ax, x, y)) if np.isfinite(a + b))
         return f'<polyline points="{points}" style="fill: none; stroke: var(--other); stroke-width: 1.2; stroke-dasharray: 3 2"/>'
 
-    def ticks(self, ax, x, y, half: float = 4., colour: str = 'ink') -> str:
-        "Short level marks"
+    def ticks(self, ax, x, y,
+              half: float = 4.,       # half of the length, in points
+              colour: str = 'ink',    # a name of `THEME`
+             ) -> str:
+        "Short level marks at data coordinates"
         return ''.join(f'<path d="M{a - half:.1f} {b:.1f}h{2 * half:.1f}" style="stroke: var(--{colour}); stroke-width: 2"/>' for a, b in zip(*self.place(ax, x, y)) if np.isfinite(a + b))
 
 # %% ../../nbs/widgets/31_view.ipynb #f60d3631
 class Lately:
     "Calls `act` soon, once for many wishes; at once where no event loop runs"
-    def __init__(self, act: Callable[[], Any], seconds: float = .015): self.act, self.seconds, self.waiting = act, seconds, None
+    def __init__(self, act: Callable[[], Any],
+                 seconds: float = .015):      # how long it waits for another wish
+        self.act, self.seconds, self.waiting = act, seconds, None
     def __call__(self, *_):
         if self.waiting: self.waiting.cancel()
         try: self.waiting = asyncio.get_running_loop().call_later(self.seconds, self.act)
@@ -130,7 +147,8 @@ STYLE = '''
 class View:
     "Widgets that show subjects as the state says, and the figure behind them"
     watches: tuple[str, ...] = ()                     # parts of the state after which it draws again
-    def __init__(self, subjects: Mapping[str, Subject], state: State):
+    def __init__(self, subjects: Mapping[str, Subject],    # name → what is looked at
+                 state: State):                            # what the controls write; its `run` becomes the first subject where it names none
         from ipywidgets import HTML, VBox
         self.subjects, self.state, self.note = dict(subjects), state, HTML(layout=dict(display='none'))
         if state.run not in self.subjects: state.run = next(iter(self.subjects), '')
@@ -138,16 +156,21 @@ class View:
         self.problems: dict[str, str] = {}
 
     @property
-    def subject(self) -> Subject: return self.subjects[self.state.run]
+    def subject(self) -> Subject: return self.subjects[self.state.run]      # the one that is looked at
     def draw(self): "Bring the widgets up to date"
-    def figure(self) -> Picture: raise NotImplementedError
-    def fill(self, *children):
+    def figure(self) -> Picture:
+        "What the view shows, as a figure to keep"
+        raise NotImplementedError
+    def fill(self, *children):    # widgets, from top to bottom
         "Put the widgets into the box, draw, and keep up with the state"
         self.box.children = (*self.box.children, *children)
         self.draw()
         if self.watches: self.state.observe(lambda change: self.draw(), list(self.watches))
 
-    def safely(self, name: str, act: Callable, *arguments) -> Any:
+    def safely(self, name: str,    # of a part of the view: its problem is told until `act` succeeds under the same name
+               act: Callable,
+               *arguments,         # of `act`
+              ) -> Any:
         "What `act` returns; None, and a line in the view, when it fails"
         try:
             with one_at_a_time: result, problem = act(*arguments), ''
@@ -158,16 +181,21 @@ class View:
         if self.note.value != text: self.note.value, self.note.layout.display = text, None if text else 'none'
         return result
 
-    def save(self, path: str | Path, dpi: int = 200) -> Path:
-        "Write the figure as .png, .svg or .pdf"
+    def save(self, path: str | Path,
+             dpi: int = 200,    # pixels an inch
+            ) -> Path:
+        "Write the figure as .png, .svg or .pdf; raises `UserError` for another ending"
         with one_at_a_time: return save_figure(self.figure(), path, dpi)
     def _ipython_display_(self): show(self)
 
 # %% ../../nbs/widgets/31_view.ipynb #990d65d1
 FORMATS = ('png', 'svg', 'pdf')
 
-def save_figure(figure: Picture, path: str | Path, dpi: int = 200) -> Path:
-    "Write a figure as .png, .svg or .pdf, by the ending of the file's name"
+def save_figure(figure: Picture,
+                path: str | Path,
+                dpi: int = 200,    # pixels an inch
+               ) -> Path:
+    "Write a figure as .png, .svg or .pdf, by the ending of the file's name; raises `UserError` for another one"
     path = Path(path).expanduser()
     if (kind := path.suffix[1:].lower()) not in FORMATS: raise UserError(f'{path.name} must end in .{", .".join(FORMATS)}')
     with whole_file(path) as temporary: temporary.write_bytes(figure.as_bytes(kind, dpi))
@@ -199,7 +227,9 @@ def show(view: View):
     view.state.observe(Lately(again, 1.), list(view.state.trait_names()))
 
 # %% ../../nbs/widgets/31_view.ipynb #313e6c3b
-def bind(state: State, name: str, widget):
+def bind(state: State,
+         name: str,    # of that part, such as 'block'
+         widget):      # an ipywidgets control with a `value`; it is also what comes back
     "Tie a control to a part of the state, both ways"
     def to_state(change):
         if change['new'] is not None: setattr(state, name, change['new'])
@@ -213,18 +243,25 @@ def bind(state: State, name: str, widget):
     state.observe(to_widget, name)
     return widget
 
-def slider(label: str, tooltip: str, low: int, high: int, value: int):
+def slider(label: str,      # beside the control
+           tooltip: str,    # shown under the mouse
+           low: int,
+           high: int,       # `low`, where that is higher
+           value: int):     # where it begins; brought into the bounds
     "A whole-number slider with its label"
     from ipywidgets import IntSlider
     return IntSlider(min=low, max=max(low, high), value=min(max(low, value), max(low, high)), description=label, tooltip=tooltip)
 
-def menu(label: str, tooltip: str, options: Sequence, value=None):
+def menu(label: str,           # beside the control
+         tooltip: str,         # shown under the mouse
+         options: Sequence,    # values, or (text, value) pairs
+         value=None):          # what is chosen at first; the first option where it is none of them
     "A drop-down menu with its label"
     from ipywidgets import Dropdown
     known = [o[1] if isinstance(o, tuple) else o for o in options]
     return Dropdown(options=list(options), value=value if value in known else known[0] if known else None, description=label, tooltip=tooltip)
 
-def grid(*controls):
+def grid(*controls):    # ipywidgets; None is left out
     "Controls in columns"
     from ipywidgets import Box
     return Box([c for c in controls if c is not None]).add_class('controls')

@@ -25,7 +25,8 @@ __all__ = ['VIEWS', 'TrainingView', 'Workbench', 'top_html', 'named_subjects', '
 class TrainingView(View):
     "How the run trained, or trains"
     watches = ('run',)
-    def __init__(self, subjects: Mapping[str, Subject], state: State | None = None):
+    def __init__(self, subjects: Mapping[str, Subject],    # name → what is looked at
+                 state: State | None = None):              # None: a new one
         from ipywidgets import VBox
         super().__init__(subjects, make_state(state))
         self.place = VBox()
@@ -38,6 +39,7 @@ class TrainingView(View):
         self.place.children = (card,) if card else ()
 
     def card(self):
+        "The monitor of the run; raises `UserError` for a model without a run"
         from vitnb.widgets.monitor import monitor
         if self.subject.run is None: raise UserError(f'{self.state.run} was not trained here, so there are no curves')
         return monitor(self.subject.run)
@@ -52,7 +54,8 @@ VIEWS: dict[str, Callable[..., View]] = {'attention': lambda subjects, state: At
 
 class Workbench(View):
     "The views of some runs or models, linked by one state"
-    def __init__(self, subjects: Mapping[str, Subject], state: State | None = None):
+    def __init__(self, subjects: Mapping[str, Subject],    # name → what is looked at
+                 state: State | None = None):              # None: a new one
         from ipywidgets import HTML, Button, Tab, Text, VBox
         super().__init__(subjects, make_state(state))
         self.views: dict[str, View] = {}
@@ -110,8 +113,10 @@ def top_html(subjects: Mapping[str, Subject], state: State) -> str:
     def name(n, s): return f'<span class="{"" if n == state.run else "soft"}">{"<b>" * (n == state.run)}{html.escape(n)}{"</b>" * (n == state.run)}{f" ({html.escape(t)})" if (t := _state_of(s)) and t != "finished" else ""}</span>'
     return f'<div class="said">{" <span class=soft>·</span> ".join(name(n, s) for n, s in subjects.items())}</div>'
 
-def named_subjects(sources: Sequence, images=None) -> dict[str, Subject]:
-    "Subjects under names that tell them apart"
+def named_subjects(sources: Sequence,    # runs, their folders, 'timm:NAME', or networks
+                   images=None,          # for models: an ImageSet, a folder, or files
+                  ) -> dict[str, Subject]:
+    "Subjects under names that tell them apart; raises `UserError` when one is given twice, or does not exist"
     found: dict[str, Subject] = {}
     for source in sources:
         subject = make_subject(source, images)
@@ -123,9 +128,9 @@ def named_subjects(sources: Sequence, images=None) -> dict[str, Subject]:
         found[name] = subject
     return found
 
-def workbench(*sources,                                     # runs, their folders, 'timm:NAME', or networks
-              images=None,                                  # for models: an ImageSet, a folder, or files
-              state: State | dict | str | None = None,      # where to begin
+def workbench(*sources,                                   # runs, their folders, 'timm:NAME', or networks
+              images=None,                                # for models: an ImageSet, a folder, or files
+              state: State | dict | str | None = None,    # where to begin: also a dictionary or JSON of it
              ) -> Workbench:
     "Look into runs or models; raises `UserError` when one of them does not exist"
     if not sources: raise UserError('workbench needs a run folder, such as workbench("runs/deit-lt-1")')
