@@ -27,7 +27,7 @@ def few():
 
 
 @pytest.fixture(autouse=True)
-def few_test_images(few, monkeypatch): monkeypatch.setattr('vitnb.data.sets.fashion_mnist', lambda: few)
+def few_test_images(few, monkeypatch): monkeypatch.setattr('vitnb.data.sets.fashion_mnist', lambda *_: few)
 
 
 @pytest.fixture
@@ -307,6 +307,21 @@ def test_what_is_no_run_and_a_run_beside_itself(here, capsys):
     main(['train', 'vit', *FAST, '--out', 'mine']); capsys.readouterr()
     assert 'with itself' in mistake(capsys, 'compare', 'mine', 'mine')
     assert main(['compare', 'mine', 'mine', '--heads', 'cls', 'dist']) == 0
+
+
+def test_two_methods_over_seeds(here, capsys):
+    for name, options in (('plain', []), ('balanced', ['--loss', 'balanced-softmax'])):
+        for seed in '12': main(['train', 'vit', *FAST, *options, '--seed', seed, '--out', f'all/{name}/{seed}'])
+    capsys.readouterr()
+    assert main(['compare', 'all/plain', 'all/balanced']) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].split()[:2] == ['plain', 'balanced'] and [l.split()[0] for l in said.splitlines()[1:5]] == ['overall', 'head', 'mid', 'tail'] and '2 pairs' in said and 'left out' not in said
+    main(['train', 'vit', *FAST, '--seed', '3', '--out', 'all/plain/3']); capsys.readouterr()
+    assert main(['compare', 'all/plain', 'all/balanced']) == 0 and 'without a partner of the same seeds: all/plain/3' in capsys.readouterr().out.replace('\\', '/')
+    assert '1 and 1 runs' in mistake(capsys, 'compare', 'all/plain/1', 'all/balanced')
+    assert 'have the same seeds' in mistake(capsys, 'compare', 'all', 'all/plain')
+    (here/'empty').mkdir()
+    assert 'empty' in mistake(capsys, 'compare', 'empty', 'all/plain')
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='pipes')

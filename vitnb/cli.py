@@ -13,7 +13,7 @@ from .core import UserError, choose
 
 # %% auto #0
 __all__ = ['PAGE', 'COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'resume_command', 'runs_command', 'report_command',
-           'watch_command', 'look_command', 'look_notebook', 'serve_app', 'compare_command', 'names_apart',
+           'watch_command', 'look_command', 'look_notebook', 'serve_app', 'compare_command', 'runs_in', 'names_apart',
            'doctor_command', 'analyse_command', 'Import', 'import_command', 'import_data', 'export_command',
            'generate_command', 'training_command', 'Demo', 'demo', 'demo_settings', 'demo_table', 'usage', 'main']
 
@@ -232,29 +232,37 @@ PAGE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 
 # %% ../nbs/90_cli.ipynb #d028789d
 def compare_command(first: Path, second: Path, heads: tuple[str, str] | None = None):
-    """compare two runs on the same test images
+    """compare two runs on the same test images, or two methods over several runs
 
     Args:
-        first: a run folder
+        first: a run folder, or a folder of runs that differ in their seeds
         second: another
         heads: which head of each: cls, dist, avg or out; None: the one that counts"""
-    from vitnb.analysis.compare import compare_experts, comparison_table
+    from vitnb.analysis.compare import compare_experts, compare_over_seeds, comparison_table, pair_runs, seeds_table
     from vitnb.analysis.experts import load_experts
-    from vitnb.training.runs import open_run
-    runs = [open_run(first), open_run(second)]
     if first.resolve() == second.resolve() and (heads is None or heads[0] == heads[1]): raise UserError(f'{first} would be compared with itself: name another run, or two of its heads, as in --heads cls dist')
-    differences = compare_experts(*map(load_experts, runs), *(heads or ()))
-    print(comparison_table(differences, *names_apart(runs, heads)))
-    print('\ninterval: a 95 % interval for the difference in accuracy on other test images of the same kind; p: exact test of the images that only one of the two gets right')
+    sides = [runs_in(first), runs_in(second)]
+    names = names_apart((first, second), [' and '.join(sorted({r.config['method'] for r in side})) for side in sides], heads)
+    if [r.path for side in sides for r in side] == [first.expanduser(), second.expanduser()]:
+        print(comparison_table(compare_experts(*(load_experts(r) for r, in sides), *(heads or ())), *names))
+        return print('\ninterval: a 95 % interval for the difference in accuracy on other test images of the same kind; p: exact test of the images that only one of the two gets right')
+    pairs, alone = pair_runs(*sides)
+    print(seeds_table(compare_over_seeds(*(list(map(load_experts, side)) for side in zip(*pairs) or ((), ())), *(heads or ())), *names))
+    if alone: print(f'left out, because unfinished or without a partner of the same seeds: {", ".join(str(r.path) for r in alone)}')
 
-def names_apart(runs,                                     # two, each a `Run`
-                heads: tuple[str, str] | None = None,     # one for each run; None: none was asked for
-               ) -> list[str]:                            # one for each run, never twice the same
+def runs_in(path: Path) -> list:     # of `Run`
+    "The run in a folder, or the runs below it; raises `UserError` when there is none"
+    from vitnb.training.runs import list_runs, open_run
+    return [open_run(path)] if (path.expanduser()/'config.json').exists() or not (below := list_runs(path.expanduser())) else below
+
+def names_apart(paths: Sequence[Path],                    # two folders
+                methods: Sequence[str],                   # one for each
+                heads: tuple[str, str] | None = None,     # one for each; None: none was asked for
+               ) -> list[str]:                            # one for each, never twice the same
     "What tells two columns apart: the methods, or the folders with as many of their parents as it takes, and the heads that were asked for"
-    parts = [r.path.resolve().parts for r in runs]
-    names, n = [r.config['method'] for r in runs], 1
+    parts, names, n = [p.resolve().parts for p in paths], list(methods), 1
     while len(set(names)) == 1 and n < max(map(len, parts)): names, n = ['/'.join(p[-n:]) for p in parts], n + 1
-    if len(set(names)) == 1: names = [r.path.name for r in runs]                # a run and itself
+    if len(set(names)) == 1: names = [p.name for p in paths]                # a run and itself
     if heads: names = [f'{name} {head}' for name, head in zip(names, heads)]
     return names if len(set(names)) > 1 else ['first', 'second']
 
@@ -377,8 +385,7 @@ def generate_command(arguments: Sequence[str]):     # what follows `vitnb genera
         ('device', *_option(str, 'cpu, cuda, mps, or auto', default='auto')), ('settings', InversionConfig, dataclasses.field(default_factory=InversionConfig))])
     given = tyro.cli(kind, args=arguments, prog='vitnb generate', description='fill a folder with images made from a CNN, without any real one',
                      config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes))
-    from vitnb.training.loop import choose_device
-    done = make_images(given.teacher, given.folder, given.per_class, given.settings, given.size, str(choose_device(given.device)), mean=given.mean, std=given.std, student=given.student)
+    done = make_images(given.teacher, given.folder, given.per_class, given.settings, given.size, given.device, mean=given.mean, std=given.std, student=given.student)
     command, known = training_command(done, given.teacher)
     if not known: print('note: in training the teacher will see these images under another mean and deviation than those given here, which its file does not say')
     print(f'{done}: train on it with `{command}`')

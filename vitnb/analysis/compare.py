@@ -11,10 +11,11 @@ from .experts import Experts
 from ..core import UserError, n_of, seed_of
 from ..data.longtail import Groups
 from ..training.metrics import group_accuracy, per_cent
+from ..training.runs import Run
 
 # %% auto #0
 __all__ = ['bootstrap_differences', 'mcnemar', 'Difference', 'compare_answers', 'comparison_table', 'compare_experts',
-           'SeedDifference', 'over_seeds']
+           'SeedDifference', 'over_seeds', 'pair_runs', 'compare_over_seeds', 'seeds_table']
 
 # %% ../../nbs/analysis/30_compare.ipynb #7f7ae6f0
 def bootstrap_differences(first: np.ndarray,             # (N,) whether the first answered each image rightly
@@ -103,12 +104,16 @@ def comparison_table(differences: Mapping[str, Difference],     # part of the cl
         known = np.isfinite(d.difference)
         rows.append((name, per_cent(d.first), per_cent(d.second), f'{d.difference:+.1f}' if known else '–', f'{d.low:+.1f} to {d.high:+.1f}' if np.isfinite(d.high) else '–',
                      str(d.only_first), str(d.only_second), (f'{d.p:.2g}' if known else '–') + '*' * d.opposed))
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ['  '.join(f'{v:<{w}}' if i == 0 else f'{v:>{w}}' for i, (v, w) in enumerate(zip(r, widths))).rstrip() for r in rows]
+    lines = _aligned(rows)
     if any(d.opposed for d in differences.values()): lines.append('* counted by images, not by classes, the difference goes the other way, and so does this p: classes have unequal numbers of test images')
     if single := max((d.single for d in differences.values()), default=0):
         lines.append(f'– no interval: {n_of(single, "class has", "classes have")} a single test image, which says nothing about how far another one would differ')
     return '\n'.join(lines)
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    "Lines with the first column to the left and the others to the right"
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return ['  '.join(f'{v:<{w}}' if i == 0 else f'{v:>{w}}' for i, (v, w) in enumerate(zip(r, widths))).rstrip() for r in rows]
 
 # %% ../../nbs/analysis/30_compare.ipynb #8cbfa949
 def compare_experts(first: Experts, second: Experts,
@@ -117,6 +122,11 @@ def compare_experts(first: Experts, second: Experts,
                     **options,                          # of `compare_answers`: level, samples, seed
                    ) -> dict[str, Difference]:          # overall, head, mid, tail → difference
     "Two runs, or two heads of one, on the same test images; raises `UserError` when they are not the same"
+    heads = _comparable(first, second, first_head, second_head)
+    return compare_answers(first.logits[heads[0]], second.logits[heads[1]], first.labels, first.groups, **options)
+
+def _comparable(first: Experts, second: Experts, first_head: str | None, second_head: str | None) -> tuple[str, str]:
+    "The heads that are compared; raises `UserError` when there is none of that name, or the test sets are not the same"
     heads = first_head or first.answer, second_head or second.answer
     for e, h in zip((first, second), heads):
         if h not in e.logits: raise UserError(f'no head {h!r} in this run: choose one of {", ".join(e.logits)}')
@@ -125,13 +135,15 @@ def compare_experts(first: Experts, second: Experts,
         raise UserError(f'the two runs are not comparable: their test sets differ ({len(first.labels)} and {len(second.labels)} images, or another order)')
     if dict(first.groups.items()) != dict(second.groups.items()):
         raise UserError('the two runs are not comparable by group: head, mid and tail are other classes (another class order, or another rule)')
-    return compare_answers(first.logits[heads[0]], second.logits[heads[1]], first.labels, first.groups, **options)
+    return heads
 
 # %% ../../nbs/analysis/30_compare.ipynb #949a86ce
 @dataclass(frozen=True)
 class SeedDifference:
     "Paired differences of two methods over seeds, in points, and the exact sign-flip test"
     differences: tuple[float, ...]      # second − first, one a seed
+    first: float                        # mean score of the first method
+    second: float                       # of the second
     mean: float                         # of these differences
     std: float                          # between seeds, with n − 1
     coverage: float                     # probability that least to most holds the median of all seeds
@@ -163,4 +175,46 @@ def over_seeds(first: Sequence[float],      # (n,) a score of one method in per 
     signs = 1 - 2 * ((np.arange(2 ** n)[:, None] >> np.arange(n)) & 1)
     sums = np.abs(signs @ d)
     p = float((sums >= sums[0] - 1e-9 * np.abs(d).sum()).mean())       # sums[0]: no sign changed
-    return SeedDifference(tuple(d.tolist()), float(d.mean()), float(d.std(ddof=1)), 1 - 2. ** (1 - n), p, 2. ** (1 - n))
+    return SeedDifference(tuple(d.tolist()), float(np.mean(first)), float(np.mean(second)), float(d.mean()), float(d.std(ddof=1)), 1 - 2. ** (1 - n), p, 2. ** (1 - n))
+
+# %% ../../nbs/analysis/30_compare.ipynb #7e655ff8
+def pair_runs(first: Sequence[Run],                         # of one method
+              second: Sequence[Run],                        # of the other
+             ) -> tuple[list[tuple[Run, Run]], list[Run]]:  # pairs in the order of their seeds, and the runs that have no partner
+    "Put finished runs with the same seeds side by side; raises `UserError` when two runs of one method have the same"
+    sides, alone = ({}, {}), []
+    for side, runs in zip(sides, (first, second)):
+        for run in runs:
+            if run.status['state'] != 'finished': alone.append(run); continue
+            if (other := side.setdefault(_seeds(run), run)) is not run:
+                raise UserError(f'{other.path} and {run.path} have the same seeds, so it is open which of them is meant: name folders in which every run has seeds of its own')
+    shared = sorted(sides[0].keys() & sides[1].keys())
+    alone += [run for side in sides for seeds, run in side.items() if seeds not in shared]
+    return [(sides[0][s], sides[1][s]) for s in shared], alone
+
+def _seeds(run: Run) -> tuple[int, ...]:
+    "What tells the runs of one method apart"
+    config = run.config['config']
+    return config['data'].get('order_seed', 0), config['data'].get('subset_seed', 0), config['seed']
+
+# %% ../../nbs/analysis/30_compare.ipynb #9021d5fe
+def compare_over_seeds(first: Sequence[Experts],           # the runs of one method
+                       second: Sequence[Experts],          # those of the other, with the same seeds in the same order
+                       first_head: str | None = None,      # a head of the first, such as 'cls'; None: the one whose answer counts
+                       second_head: str | None = None,     # a head of the second, likewise
+                      ) -> dict[str, SeedDifference]:      # overall, head, mid, tail → difference
+    "Two methods over pairs of runs; raises `UserError` when a pair did not answer the same test images"
+    pairs = [(a, b, *_comparable(a, b, first_head, second_head)) for a, b in zip(first, second, strict=True)]
+    scores = {part: ([a.by_group[h][part] for a, _, h, _ in pairs], [b.by_group[h][part] for _, b, _, h in pairs]) for part in ('overall', 'head', 'mid', 'tail')}
+    return {part: over_seeds(*both) for part, both in scores.items() if np.isfinite(both).all()}
+
+def seeds_table(found: Mapping[str, SeedDifference],     # as from `compare_over_seeds`
+                first: str = 'first',                    # what the first method is called
+                second: str = 'second',                  # what the second is called
+               ) -> str:                                 # several lines
+    "A comparison over seeds as aligned text for a terminal"
+    rows = [('', first, second, 'difference', 'of each pair', 'p')]
+    rows += [(part, f'{d.first:.1f}', f'{d.second:.1f}', f'{d.mean:+.1f} ± {d.std:.1f}', ', '.join(f'{v:+.1f}' for v in d.differences), f'{d.p:.2g}') for part, d in found.items()]
+    d = found['overall']
+    return '\n'.join([*_aligned(rows), f'{len(d.differences)} pairs of runs with the same seeds: from the least to the largest difference is an interval that holds the median of all seeds with {d.coverage:.0%}; '
+                                       f'p: exact sign-flip test, at least {d.least_p:.2g} with so many pairs'])
