@@ -94,11 +94,11 @@ def docstring(node):
 
 
 def described(node, source):
-    "A public name: heading, signature, docstring; of a class its fields and public methods"
+    "A public name: heading, signature, docstring; of a class its fields, how one is made, and its public methods"
     def function(n): return [f'```python\n{header(n, source)}\n```', docstring(n)]
     if isinstance(node, ast.FunctionDef): parts = function(node)
     else:
-        methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith('_')]
+        methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and (not m.name.startswith('_') or m.name == '__init__')]
         parts = [docstring(node), fields(node, source), inherited(node, source), *(part for m in methods for part in function(m))]
     return '\n\n'.join([f'### {node.name} {{.reference}}', *filter(None, parts)])
 

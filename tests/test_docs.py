@@ -42,6 +42,8 @@ def test_settings_and_output_are_whole(site):
     assert '<code>train</code></td>' in (site/'data/sets.html').read_text('utf-8')     # the field, no link to the function
     # forty epochs in one block, whose columns stay below each other
     assert re.search(r'<pre class="columns"><code>[^<]*\n    1 [^<]*\n   40 ', shown)
+    # how an object is made, where its class is no dataclass
+    assert 'whose answer: ' in (site/'analysis/flatness.html').read_text('utf-8').split('id="landscape"')[1].split('<details')[0]
     index = (site/'search.json').read_text('utf-8')
     assert 'Logit adjustment' in index and '\\propto' not in index
 
