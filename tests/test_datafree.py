@@ -77,6 +77,14 @@ def test_a_teacher_of_torchvision(tmp_path, resnet, capsys, monkeypatch):
     assert 'note: in training the teacher' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('names', (['a/b', 'a-b', 'c'], ['a', '..', 'c'], ['a', ' ', 'c']))
+def test_class_names_that_are_no_folders(tmp_path, names):
+    network = make_student(student_config('nextvit-nano', num_classes=3))
+    save_weights(network, tmp_path/'net.safetensors', **about_student(network.config), mean=[.3], std=[.3], class_names=names)
+    with pytest.raises(UserError, match='folders of their own'): make_images(tmp_path/'net.safetensors', tmp_path/'made', 2, FEW, quiet=True)
+    assert not (tmp_path/'made').exists()
+
+
 @pytest.mark.parametrize('preset, use_dist', (('efficientformer-nano', True), ('efficientformer-nano', False), ('nextvit-nano', False)))
 def test_our_own_networks_with_batch_norms(tmp_path, preset, use_dist):
     network = make_student(student_config(preset, num_classes=3, use_dist=use_dist))

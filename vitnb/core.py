@@ -159,5 +159,5 @@ def _clone(start: Path | None = None) -> Path:
     return start
 
 def cache_folder() -> Path:
-    "Where downloads are kept: `$VITNB_CACHE`, or `~/.cache/vitnb`"
+    "Where downloads are kept: `$VITNB_CACHE`, or `vitnb` in `$XDG_CACHE_HOME` or `~/.cache`"
     return Path(os.environ.get('VITNB_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'vitnb')

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
-from .diversity import diversity, teacher_agreement
+from .diversity import CHANGES, diversity, teacher_agreement
 from .experts import agreement, load_experts
 from .features import View, first_look, layout_of, sampled, view_of_run, view_of_timm
 from .flatness import largest_eigenvalue, sam_sharpness
@@ -258,8 +258,9 @@ def find_teacher(s: Subject) -> AdaptedTeacher:
 def teacher_part(s: Subject):
     "Agreement with the teacher on changed images, and CKA with its stages"
     if isinstance(s.model, (ResNet, TimmNetwork)): raise NotDone('it is not a student')
-    teacher, found = find_teacher(s), {}
-    found['agreement'] = teacher_agreement(s.model, teacher, sample(s.images, s.config.agreement_images, s.config.seed), s.view, s.groups, seed=s.config.seed)
+    teacher, found, some = find_teacher(s), {}, sample(s.images, s.config.agreement_images, s.config.seed)
+    changes = [c for c in CHANGES if c != 'mixed' or len(some) > 1]
+    found['agreement'] = teacher_agreement(s.model, teacher, some, s.view, s.groups, changes, seed=s.config.seed)
     try: stages, kinds = stage_layers(teacher, s.view), (*(k for k in _prefix(s) if k in ('cls', 'dist')), 'patch mean')
     except UserError: return found          # a teacher without stages, or a student without tokens
     return found | {f'similarity {k}': similarity(stages, token_layers(s.model, s.images, s.view, k), s.images, _batch(s.images), s.config.seed) for k in kinds}

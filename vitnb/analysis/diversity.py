@@ -5,7 +5,7 @@
 # %% ../../nbs/analysis/44_diversity.ipynb #82a6963e
 from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..core import Draws, UserError, choose
 from ..data.batches import AugmentConfig, augment, mix
 from ..data.longtail import Groups
 from ..data.sets import ImageSet
+from ..models.any_teacher import to_channels
 from ..models.teacher import CosineHead
 from ..training.loop import answers
 
@@ -97,17 +98,18 @@ def changed(pixels: Tensor,                # (B, channels, H, W) uint8
             *name,                         # of the random numbers, such as a seed and the number of the batch
            ) -> tuple[Tensor, Tensor]:     # (B, channels, S, S) normalised, (B,) the class with the largest share; 'mixed' drops the last of an odd B
     "Images as `change` leaves them, and what they show"
-    size, side = view.size, view.size or pixels.shape[-1]
+    side = view.size or pixels.shape[-1]
     if choose('change', change, CHANGES) == 'clean': return view(pixels), labels
     if change == 'resized':
         images = view(pixels)
         small = F.interpolate(images, (max(1, side // 2),) * 2, mode='bicubic', antialias=False)
         return F.interpolate(small, (side, side), mode='bicubic', antialias=False), labels
-    random = Draws(*name, change)
-    if change == 'strong': return augment(pixels, AugmentConfig(crop='resized', rand_augment=True), view.mean, view.std, random, size), labels
-    if size and size != pixels.shape[-1]: pixels = F.interpolate(pixels.float(), (size, size), mode='bicubic', antialias=True).round().clamp(0, 255)
-    images = augment(pixels, AugmentConfig(pad=max(1, side // 8), erase=0), view.mean, view.std, random)
+    random, channels = Draws(*name, change), len(view.mean)
+    if change == 'strong': return augment(to_channels(pixels, view.channels), AugmentConfig(crop='resized', rand_augment=True), view.mean, view.std, random, view.size), labels
+    framed = (255 * replace(view, mean=(0.,) * channels, std=(1.,) * channels)(pixels)).round().clamp(0, 255)      # as the model sees them, in pixels again
+    images = augment(framed, AugmentConfig(pad=max(1, side // 8), erase=0), view.mean, view.std, random)
     if change == 'weak': return images, labels
+    if len(images) < 2: raise UserError('a single image has none to be mixed with: leave mixed out of the changes, or take more images')
     even = len(images) // 2 * 2
     images, targets = mix(images[:even], labels[:even], num_classes, AugmentConfig(smoothing=0), *name, 'mix')
     return images, targets.argmax(1)

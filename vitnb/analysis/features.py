@@ -93,7 +93,7 @@ class TokenLayout:
     def place(self, kind: str,     # 'cls', 'dist', 'register 1', …
              ) -> int:             # from 0
         "The place of a prefix token"
-        return self.prefix.index(choose('token', kind, (*self.prefix, 'patches', 'patch mean')))
+        return self.prefix.index(choose('token before the patches', kind, self.prefix))
 
 def layout_of(model: nn.Module,
               image: Tensor,     # (1, channels, height, width) as the model sees it

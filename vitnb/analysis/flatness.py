@@ -53,12 +53,12 @@ class Landscape:
         "Mean cross-entropy of the images, in nats"
         return sum(float(part) for part in self.batches())
 
-    def gradient(self) -> list[Tensor]:     # like `weights`; None for a weight that the loss does not depend on
+    def gradient(self) -> list[Tensor | None]:     # like `weights`; None for a weight that the loss does not depend on
         "The gradient of the loss"
         return _added(torch.autograd.grad(part, self.weights, allow_unused=True) for part in self.batches())
 
     def curvature(self, direction: Sequence[Tensor],     # a tensor for each of `weights`
-                 ) -> list[Tensor]:                      # like `weights`; None for a weight that has no part in it
+                 ) -> list[Tensor | None]:               # like `weights`; None for a weight that has no part in it
         "The Hessian times a direction"
         with sdpa_kernel(SDPBackend.MATH): return _added(_hessian_times(part, self.weights, direction) for part in self.batches())      # the fused kernels have no second derivative
 

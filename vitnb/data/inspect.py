@@ -169,6 +169,7 @@ def doubtful(look: Look,
              compared: int = 200,         # images of each class that others are compared with, at most
             ) -> list[Doubt]:             # the most doubtful first
     "Images that look more like another class than like their own; copies and empty ones left out"
+    if not 1 <= neighbours <= 9: raise UserError(f'neighbours={neighbours} must be from 1 to 9: classes of ten images are looked at')
     x, empty = features(look), set(almost_empty(look))
     distance = torch.full((len(look), len(look.class_names)), torch.inf)
     for c in range(len(look.class_names)):

@@ -126,7 +126,7 @@ def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0
                  share: float = .5,      # probability that each of them is carried out
                 ) -> Tensor:             # (B, channels, H, W) float, 0 to 255
     "Operations drawn for each picture: by default two, each carried out in half of the cases"
-    result, B = images.float(), len(images)
+    result, B = images.to(torch.float32, copy=True), len(images)
     for _ in range(operations):
         which = torch.where(random.rand(B) < share, random.randint(len(OPERATIONS), B), -1)
         levels = (level + spread * random.randn(B)).clamp(0, 10).to(result.device)

@@ -112,11 +112,12 @@ def _as_pixels(array) -> torch.Tensor:
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 # %% ../../nbs/data/10_sets.ipynb #1b12f36a
-def fashion_mnist() -> tuple[ImageSet, ImageSet]:
+def fashion_mnist(download: bool = True,            # where an installation lacks the data file; False: raise `UserError` instead
+                 ) -> tuple[ImageSet, ImageSet]:    # training and test images
     "The embedded part of Fashion-MNIST: 20 000 training images and the 10 000 test images"
     about = json.loads(packaged('fashion_mnist', 'about.json').read_text())
     try: arrays = read_arrays(packaged('fashion_mnist', 'fashion_mnist.npz'), about['sha256'])
-    except FileNotFoundError: arrays = _embedded_from_download()
+    except FileNotFoundError: arrays = _embedded_from_full(download)
     make = lambda part: ImageSet(_as_pixels(arrays[f'{part}_images']), torch.as_tensor(arrays[f'{part}_labels'], dtype=torch.long),
                                  FASHION_CLASSES, tuple(about['easiness']))
     train, test = make('train'), make('test')
@@ -124,9 +125,9 @@ def fashion_mnist() -> tuple[ImageSet, ImageSet]:
         raise UserError(f'the Fashion-MNIST files in {cache_folder()} are not the original ones: delete them and try again')
     return train, test
 
-def _embedded_from_download() -> dict[str, np.ndarray]:
+def _embedded_from_full(download: bool) -> dict[str, np.ndarray]:
     "Make the embedded part again from the full set, for an installation without the data file"
-    train, test = fashion_mnist_full()
+    train, test = fashion_mnist_full(download)
     images, labels = embedded_part(train.images[:, 0].numpy(), train.labels.numpy())
     return dict(train_images=images, train_labels=labels, test_images=test.images[:, 0].numpy(), test_labels=test.labels.numpy())
 
@@ -203,7 +204,7 @@ def load_images(name: str,                       # one of `NAMES`
     if name not in NAMES and Path(name).expanduser().is_dir(): raise UserError(f'{name} is a folder: as a data set it is called imagefolder:{name}')
     choose('data set', name, NAMES)
     if name in LIST_SETS: return _listed(name, folder, lists, prepared, pixels, skip_unreadable, download)
-    if name == 'fashion-mnist': train, test = fashion_mnist()
+    if name == 'fashion-mnist': train, test = fashion_mnist(download)
     elif name == 'fashion-mnist-full': train, test = fashion_mnist_full(download)
     else: train, test = _torchvision(name.upper(), Path(folder or cache_folder()/'torchvision').expanduser(), download=download)
     return train, None, test

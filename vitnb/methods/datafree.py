@@ -20,6 +20,7 @@ from ..core import UserError, check_limits, choose, generator, seed_of, whole_fi
 from ..data.sets import IMAGENET, ImageSet
 from ..models.any_teacher import AdaptedTeacher, Source, one_answer, teacher_source
 from ..models.teacher import CosineHead
+from ..training.loop import choose_device
 
 # %% auto #0
 __all__ = ['batch_norms', 'listening', 'total_variations', 'size_of_images', 'js_divergence', 'competition', 'variety_loss',
@@ -412,6 +413,8 @@ def start_making(teacher: str | Path, folder: str | Path, per_class: int, config
     if not (size or found.size): raise UserError(f'{teacher} does not say how large its images were: give the size in pixels')
     source = found._replace(mean_std=normalisation_of(found, mean, std))
     names = tuple(source.about.get('class_names') or (f'class {c:0{len(str(source.num_classes - 1))}d}' for c in range(source.num_classes)))
+    folders = [n.replace('/', '-') for n in names]
+    if len(set(folders)) < len(names) or any(not f.strip('. ') or '\0' in f for f in folders): raise UserError(f'{teacher} has class names that cannot all be folders of their own: {", ".join(map(repr, names))[:200]}')
     settings = dict(asdict(config), per_class=per_class, size=size or source.size, teacher=source.name, sha256=_checksum(source))
     if mean is not None: settings['mean_std'] = source.mean_std
     rival = None
@@ -441,7 +444,7 @@ def make_images(teacher: str | Path,             # as for `--teacher`: a run fol
                 per_class: int = 100,            # images of each class
                 config: InversionConfig = InversionConfig(),
                 size: int | None = None,         # side in pixels; None: the teacher's own
-                device: str = 'cpu',             # as PyTorch calls it
+                device: str = 'auto',            # or as PyTorch calls it: cpu, cuda, mps
                 quiet: bool = False,             # no progress bar
                 show: Callable[[Image.Image], None] = lambda picture: None,      # gets a picture of the batch at hand
                 every: int = 25,                 # steps between two of them
@@ -453,6 +456,7 @@ def make_images(teacher: str | Path,             # as for `--teacher`: a run fol
     "Fill a folder with images of every class, made from a network; goes on where it was stopped, and makes a batch again of which pictures are missing"
     from tqdm.auto import tqdm
     m = start_making(teacher, folder, per_class, config, size, family, mean, std, student)
+    device = choose_device(device)
     network, rival, total = m.source.network.to(device), m.student and m.student.to(device).answer, config.half_steps + config.steps
     todo = [b for b in range(len(m.batches)) if not is_done(m, b)]
     with tqdm(total=len(m.batches) * total, initial=(len(m.batches) - len(todo)) * total, disable=quiet or None, unit='step', leave=False, dynamic_ncols=True) as bar:

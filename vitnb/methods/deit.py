@@ -154,7 +154,7 @@ def distilling(teacher: AdaptedTeacher,           # asked when a batch does not 
                start: float = math.inf,           # an epoch, counted from 0
                clean: bool = False,               # the teacher sees the image before augmentation and mixing instead (`batch.clean`)
               ):                                  # (model, batch, epoch) → 'loss' and its parts 'cls' and 'dist'
-    "The loss of a step: the teacher labels the student's own tensor; weights on DIST from epoch `start` on"
+    "The loss of a step: the teacher labels what the student sees, unless it sees clean images; weights on DIST from epoch `start` on"
     def loss(model, batch: Batch, epoch: int):
         labels = teacher.label(batch.clean if clean else batch.images) if batch.taught is None else batch.taught
         return distillation_loss(model(batch.images), batch.targets, labels, weights if epoch >= start else None, alpha)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/methods/84_deploy.ipynb #c7d99b4f
 from __future__ import annotations
-import copy, importlib.util, io, itertools, json, logging, tempfile, time, warnings
+import copy, importlib.util, io, json, logging, tempfile, time, warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -145,13 +145,13 @@ def disagreement(student: nn.Module,                               # one form
                  about: dict,                                      # a run's `config['data']`
                  batch_size: int = 500) -> tuple[float, int]:      # largest difference of a logit, labels that differ
     "How far two forms of a student are apart"
-    largest, changed, trained = 0., 0, Answering(student).eval()
-    for pixels in itertools.chain([images[:1]], images.split(batch_size)):
-        x = clean_view(pixels, about['mean'], about['std'], about.get('img_size'), about.get('eval_crop', 1))
+    largest, changed, trained = 0., torch.zeros(len(images), dtype=torch.bool), Answering(student).eval()
+    for some in (slice(1), *(slice(i, i + batch_size) for i in range(0, len(images), batch_size))):      # the first image alone, too
+        x = clean_view(images[some], about['mean'], about['std'], about.get('img_size'), about.get('eval_crop', 1))
         ours, theirs = trained(x), answer(x)
         largest = max(largest, *((ours[k] - theirs[k]).abs().nan_to_num(torch.inf).max().item() for k in OUTPUTS))
-        changed += int((ours['avg'].argmax(1) != theirs['avg'].argmax(1)).sum())
-    return largest, changed
+        changed[some] |= ours['avg'].argmax(1) != theirs['avg'].argmax(1)
+    return largest, int(changed.sum())
 
 # %% ../../nbs/methods/84_deploy.ipynb #bc9553f4
 @dataclass(frozen=True)

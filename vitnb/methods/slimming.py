@@ -413,11 +413,13 @@ def slim(start: Subnet,                            # such as `largest_subnet`
         way.append(replace(then, tried={kind: loss for kind, (loss, _) in tried.items()}))
     return way
 
-def within(way: Sequence[Step],      # of `slim` or `search`; some step must meet the budget
+def within(way: Sequence[Step],      # of `slim` or `search`
            budget: float,            # milliseconds
           ) -> Step:
-    "The first step of a search that meets a budget"
-    return next(s for s in way if s.ms <= budget)
+    "The first step of a search that meets a budget; raises `UserError` when none does"
+    for step in way:
+        if step.ms <= budget: return step
+    raise UserError(f'no step of this search meets {budget:.2f} ms, its last takes {way[-1].ms:.2f}: search with that budget')
 
 # %% ../../nbs/methods/86_slimming.ipynb #053c7b44
 @torch.no_grad()
@@ -558,7 +560,7 @@ class Slimmed(ViT):
     student: str = 'efficientformer-nano'
     "the EfficientFormer from which strides and heads are taken"
     plan: str = ''
-    "its shape as widths/depths/number of token blocks, such as 32-64-96-128/2-2-3-3/3; None: the preset's"
+    "its shape as widths/depths/number of token blocks, such as 32-64-96-128/2-2-3-3/3; empty: the preset's"
 
     def shape(self, data: LongTailed,
               use_dist: bool = True,      # a second head; otherwise the first answers for both

@@ -212,7 +212,7 @@ def _teacher_network(weights: dict[str, Tensor], cosine: bool, path) -> nn.Modul
 # %% ../../nbs/models/20_checkpoints.ipynb #d33e675f
 def teacher_from_checkpoint(path: str | Path,       # .safetensors, .pth, .pt or .tar, see `read_checkpoint`
                             family: str = 'auto',   # ldam, paco or ce; auto: recognise it
-                           ) -> nn.Module:          # (B, 3, H, W) → (B, C) logits, in evaluation mode
+                           ) -> nn.Module:          # (B, channels of its weights, H, W) → (B, C) logits, in evaluation mode
     "The network that answers in an official teacher's checkpoint"
     weights, cosine = _teacher_weights(read_checkpoint(path), family, path)
     network = _teacher_network(weights, cosine, path)

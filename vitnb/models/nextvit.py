@@ -136,6 +136,7 @@ class NextViT(nn.Module):
         return self.norm(self.stages(self.stem(x)))
 
     def forward(self, x: Tensor) -> TokenLogits:     # (B, in_chans, H, W) → (B, C) logits, the same as both answers
+        for side in {*x.shape[-2:]} - {self.config.img_size}: check_sides(replace(self.config, img_size=side))
         logits = self.head(self.forward_features(x))
         return TokenLogits(logits, logits)
 

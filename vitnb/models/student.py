@@ -61,8 +61,8 @@ PRESETS = dict(nano=dict(embed_dim=96, depth=6, num_heads=3, drop_path_rate=.05)
 
 def default_patch_size(img_size: int,    # side of the images in pixels
                        preset: str,      # name of the preset; only 'nano' is treated differently
-                      ) -> int:          # side of a patch in pixels; from 112 px on it is 14 where 16 does not divide the side
-    "16 from 112 px on; for small images 4, and for `nano` a quarter of the side where that is a whole number"
+                      ) -> int:          # side of a patch in pixels
+    "16 from 112 px on, or 14 where 16 does not divide the side; for small images 4, and for `nano` a quarter of the side where that is a whole number"
     if img_size >= 112: return 16 if img_size % 16 == 0 else 14
     return img_size // 4 if preset == 'nano' and img_size % 4 == 0 else 4
 
@@ -101,7 +101,7 @@ class StudentConfig:
                   use_dist: bool = True,                  # False: both answers come from CLS
                  ) -> StudentConfig:
         "A preset for the data at hand; raises `UserError` when patches do not fill the image"
-        shape = dict(PRESETS[preset])
+        shape = dict(PRESETS[choose('preset', preset, PRESETS)])
         if drop_path_rate is not None: shape['drop_path_rate'] = drop_path_rate
         patch = check_patch_size(img_size, default_patch_size(img_size, preset) if patch_size is None else patch_size)
         return cls(img_size, patch, in_chans, num_classes, use_dist=use_dist, **shape)
@@ -134,7 +134,7 @@ def attend_first(attn: Attention,    # timm's layer, whose weights are used
     def heads(of: Tensor, rows: slice) -> Tensor: return F.linear(of, attn.qkv.weight[rows], attn.qkv.bias[rows]).unflatten(-1, (-1, attn.num_heads, attn.head_dim))
     q = heads(x[:, :n], slice(0, width))[:, :, 0].transpose(1, 2)
     k, v = heads(x, slice(width, None)).permute(2, 0, 3, 1, 4)
-    if attn.fused_attn: out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p)
+    if attn.fused_attn: out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.)
     else: out = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(-1)) @ v
     return attn.proj_drop(attn.proj(out.transpose(1, 2).flatten(2)))
 

@@ -143,7 +143,7 @@ def _seconds(act, device: torch.device, repeats: int = 3) -> float:
     times = []
     for _ in range(1 + repeats):
         start = time.perf_counter(); act()
-        if device.type == 'cuda': torch.cuda.synchronize()
+        if device.type != 'cpu': getattr(torch, device.type).synchronize()
         times.append(time.perf_counter() - start)
     return min(times[1:])
 

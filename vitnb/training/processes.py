@@ -28,9 +28,9 @@ def is_first() -> bool:
     return rank_and_size()[0] == 0 if dist.is_available() and dist.is_initialized() else os.environ.get('RANK', '0') == '0'
 
 def total(x: Tensor,      # of the same shape in every process; all of them must ask
-         ) -> Tensor:     # of that shape; alone: `x` itself
+         ) -> Tensor:     # of that shape
     "The sum of a tensor over all processes; nothing flows back through it"
-    if rank_and_size()[1] == 1: return x
+    if rank_and_size()[1] == 1: return x.detach()
     x = x.detach().clone()
     dist.all_reduce(x)
     return x

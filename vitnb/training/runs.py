@@ -111,7 +111,7 @@ class Run:
         return Groups(tuple(g['head']), tuple(g['mid']), tuple(g['tail']), g['rule'])
     @property
     def predictions(self) -> dict[str, np.ndarray]:     # labels (N,), logits (N, C)
-        "Test labels and logits: `labels`, then for students `cls`, `dist`, `best_cls`, `best_dist`, for teachers `out`, `best_out`; the last weights' on validation images as `val_…`"
+        "Test labels and logits: `labels`, then for students `cls`, `dist`, `best_cls`, `best_dist`, for teachers `out`, `best_out`; of a moving average `ema_…`; the last weights' on validation images `val_…`"
         path = self.path/'predictions.npz'
         if not path.exists(): raise UserError(f'{self.path} has no predictions: the run is {self.status["state"]}')
         try:

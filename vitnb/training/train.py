@@ -162,7 +162,7 @@ def load_state(t: Training,
 # %% ../../nbs/training/55_train.ipynb #cd035329
 def forget_after(run: Run,
                  epoch: int):     # counted from 0: so many lines stay
-    "Keep the lines of the epochs before one"
+    "Keep the lines of the epochs before one, and delete temporary files that a kill left behind"
     path = run.path/'metrics.jsonl'
     lines = read_lines(path)
     if len(lines) > epoch or (path.exists() and not path.read_bytes().endswith(b'\n')):
@@ -172,7 +172,7 @@ def forget_after(run: Run,
 # %% ../../nbs/training/55_train.ipynb #bc55fcec
 class Board:
     "The progress bar (none where the output is not a terminal) and the line after each epoch"
-    def __init__(self, config: TrainConfig, data: LongTailed,
+    def __init__(self, config: TrainConfig,
                  steps: int,               # in an epoch
                  quiet: bool = False,      # show nothing
                  done: int = 0):           # steps made before, by a run that goes on
@@ -186,11 +186,10 @@ class Board:
             for line in lines: self.bar.write(line)
 
     def step(self, epoch: int,               # counted from 0
-             step: int,                      # in the epoch, counted from 0
              losses: dict[str, Tensor]):     # of the step; 'loss' is shown
         "Move the bar on by a step, and now and then show the loss and the speed"
         self.bar.update()
-        if not self.quiet and self.bar.n % 10 == 0:    # reading the loss waits for the device, so not every time
+        if not self.bar.disable and self.bar.n % 10 == 0:    # reading the loss waits for the device, so not every time
             rate = (self.bar.format_dict['rate'] or 0) * self.config.batch_size
             self.bar.set_description(f'epoch {epoch + 1}/{self.config.epochs}', refresh=False)
             self.bar.set_postfix_str(f'loss {losses["loss"].detach():.3f}, {rate:.0f} images/s', refresh=False)
@@ -215,7 +214,7 @@ def after_step(t: Training, board: Board, progress: Progress, stop: Stop,
                step: int,                      # the one just made, counted from 0 in its epoch
                losses: dict[str, Tensor]):     # what it gave, scalars
     "Show where the training is, save its state when due, and end it by `KeyboardInterrupt` when asked to; raises `UserError` when the loss is no number"
-    board.step(t.place.epoch, step, losses)
+    board.step(t.place.epoch, losses)
     if t.first and progress.due(): progress.write(t.place.epoch, step, float(losses['loss'].detach()))
     quiet = losses['loss'].device.type != 'cpu'              # reading a loss waits for a GPU
     if not quiet or t.place.step % 20 == 0: check_loss(float(t.place.sums['loss']), t.place.epoch, step, lr=t.config.lr)
@@ -347,7 +346,7 @@ def go_on(t: Training,
     done = t.place.epoch * t.steps + t.place.step
     progress, t.saved = Progress(t.run.path/'progress.json', t.config.epochs, t.steps, t.config.batch_size), time.monotonic()
     with recording(t.run, about) if t.first else contextlib.nullcontext({}) as status, stopping() as stop:
-        board, trackers = Board(t.config, t.data, t.steps, quiet or not t.first, done), make_trackers(t.config, t.run)
+        board, trackers = Board(t.config, t.steps, quiet or not t.first, done), make_trackers(t.config, t.run)
         board.say(*notes)
         try:
             step = lambda epoch, step, losses: after_step(t, board, progress, stop, step, losses)

@@ -499,7 +499,7 @@ def draw_attention(view: AttentionView):
     if record.attention is None or not METHODS[state.method].per_head: view.tile_box.layout.display = 'none'; return
     view.tile_box.layout.display = None
     rows = query_rows(record.attention, query_number(record.attention, state))
-    view.tiles_label.value = tiles_label(*rows.shape[:2], state)
+    view.tiles_label.value = tiles_label(state)
     view.tiles.value = png(m := mosaic(rows, state), _PALETTE.tobytes(), CLEAR)
     view.tiles.layout.width, view.tiles.layout.min_width = [f'{m.shape[1]}px'] * 2
     view.tiles_top.value, view.tiles_side.value = tile_names(*rows.shape[:2], m.shape[1] // len(rows))
@@ -527,7 +527,7 @@ def _ranges(view: AttentionView, attention):
         view.state.query = query                # new options choose the first one
 
 # %% ../../nbs/widgets/32_attention_view.ipynb #65d683d0
-def tiles_label(depth: int, heads: int, state: State) -> str:
+def tiles_label(state: State) -> str:
     "What the tiles are"
     which = f'block {state.block}, ' + (f'head {state.head}' if state.head else 'mean over heads')
     tops = {'this map': 'every tile has its own scale', 'this block': 'one scale for each block', 'all blocks': 'one scale for all'}[state.scale]

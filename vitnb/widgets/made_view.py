@@ -100,7 +100,7 @@ def kept_nearest(folder: str | Path,                                          # 
     except (OSError, ValueError, KeyError, EOFError): pass
     found = find_nearest(made, real, source, said)
     try:
-        with whole_file(path) as temporary: np.savez(open(temporary, 'wb'), key=key, index=found.index, distance=found.distance, right=found.right)
+        with whole_file(path) as temporary, open(temporary, 'wb') as file: np.savez(file, key=key, index=found.index, distance=found.distance, right=found.right)
     except OSError: pass           # a folder that only lets us read: it is worked out again next time
     return found
 
@@ -173,7 +173,7 @@ class MadeView(View):
         from ipywidgets import HTML, IntProgress
         super().__init__({}, make_state(state))
         self.made, self.real, self.near, self.find = made, None, None, near
-        self.label = menu('class', 'Which class', [(f'{shorten(str(n), 40)} ({k})'.replace(r'\\$', '$'), c) for c, (n, k) in enumerate(zip(made.class_names, made.counts))])
+        self.label = menu('class', 'Which class', [(f'{shorten(str(n), 40)} ({k})'.replace(r'\$', '$'), c) for c, (n, k) in enumerate(zip(made.class_names, made.counts))])
         self.page = slider('page', f'Left and right go through the images of the class, {CARDS} at a time', 1, 1, 1)
         self.said, self.cards, self.bar = HTML(), HTML(), IntProgress(description='images', layout=dict(display='none'))
         if self.state.label >= len(made.class_names): self.state.label = 0
