@@ -17,6 +17,7 @@ from vitnb.models.any_teacher import AdaptedTeacher
 from vitnb.models.student import choose_attention, make_student, student_config
 from vitnb.models.teacher import TeacherConfig, build_teacher, fold_batch_norms
 from vitnb.training.schedule import make_optimiser
+from vitnb.training.train import resident
 
 #        preset, pixels, patch, images a step, teacher
 SHAPES = {'nano': ('nano', 32, 4, 1024, TeacherConfig(32, 3, 10, cosine=False)), 'tiny': ('tiny', 32, 4, 1024, TeacherConfig(32, 3, 10, cosine=False)),
@@ -44,7 +45,7 @@ def step(name: str, compiled: bool, cached: bool, batch_size: int | None = None)
     preset, size, patch, images, teacher = SHAPES[name]
     shape = student_config(preset, size, 3, teacher.num_classes, patch)
     images = batch_size or images
-    data, model = random_data(shape, max(1024, images)), make_student(shape)
+    data, model = resident(random_data(shape, max(1024, images)), torch.device('cuda')), make_student(shape)
     operations = 3 * forward_operations(model, shape, training=True)
     network = build_teacher(teacher)
     operations += 0 if cached else forward_operations(network, shape)

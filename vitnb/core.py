@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['UserError', 'choose', 'first_of', 'n_of', 'check_limits', 'seed_of', 'generator', 'Draws', 'whole_file',
+__all__ = ['UserError', 'choose', 'first_of', 'n_of', 'check_limits', 'seed_of', 'generator', 'to_device', 'Draws', 'whole_file',
            'keep_freed_memory', 'packaged', 'cache_folder']
 
 # %% ../nbs/00_core.ipynb #9e5942df
@@ -62,6 +62,14 @@ def generator(*name):          # a `torch.Generator` on the CPU
     import torch
     return torch.Generator().manual_seed(seed_of(*name))
 
+# %% ../nbs/00_core.ipynb #2d666057
+def to_device(x,         # tensor
+              device,    # where it is wanted
+             ):          # tensor
+    "A tensor on a device, without waiting for what an NVIDIA GPU has still to do"
+    import torch
+    return x.to(device, non_blocking=torch.device(device).type == 'cuda')
+
 # %% ../nbs/00_core.ipynb #10799896
 class Draws:
     "The random numbers called `name` for a batch, or for some rows of it; each row's are the same in both cases"
@@ -95,7 +103,7 @@ class Draws:
         whole, device = (self.of or shape[0], *shape[1:]), torch.device(device)
         if device.type == 'cpu': drawn = torch.randn(whole, generator=self.random)
         else: drawn = torch.randn(whole, device=device, generator=torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=self.random))))
-        return drawn if self.rows is None else drawn[self.rows.to(device)]
+        return drawn if self.rows is None else drawn[to_device(self.rows, device)]
 
 # %% ../nbs/00_core.ipynb #807fda54
 @contextlib.contextmanager

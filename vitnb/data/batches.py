@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 import numpy as np, torch
 import torch.nn.functional as F
-from ..core import Draws, UserError, choose, generator, seed_of
+from ..core import Draws, UserError, choose, generator, seed_of, to_device
 from .randaugment import rand_augment
 from .sets import ImageSet, LongTailed
 
@@ -81,7 +81,7 @@ def pad_crop(images: torch.Tensor,    # (B, channels, H, W)
             ) -> torch.Tensor:        # (B, channels, H, W)
     "Move each image by up to `pad` pixels in both directions, filling with zeros"
     B, C, H, W = images.shape
-    dy, dx = random.randint(2 * pad + 1, 2, B).to(images.device)
+    dy, dx = to_device(random.randint(2 * pad + 1, 2, B), images.device)
     rows = (dy[:, None] + torch.arange(H, device=images.device)).view(B, 1, H, 1)
     columns = (dx[:, None] + torch.arange(W, device=images.device)).view(B, 1, 1, W)
     which = torch.arange(B, device=images.device).view(B, 1, 1, 1)
@@ -96,7 +96,7 @@ def resized_crop(images: torch.Tensor,        # (B, channels, H, W) float
                 ) -> torch.Tensor:            # (B, channels, size, size)
     "A random area (from `min_area` to all) and aspect ratio (3/4 to 4/3) of each image, at one size"
     B, shape = len(images), list(images.shape[:2]) + [size or images.shape[2], size or images.shape[3]]
-    area, ratio, x, y = random.rand(4, B).to(images.device)
+    area, ratio, x, y = to_device(random.rand(4, B), images.device)
     area, ratio = min_area + (1 - min_area) * area, torch.exp((2 * ratio - 1) * np.log(4 / 3))
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     x, y = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
@@ -121,7 +121,7 @@ def erase_rectangles(images: torch.Tensor,    # (B, channels, H, W) normalised
     inside_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
     inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :] & (chosen < share).view(B, 1, 1, 1)
     noise = random.noise(images.shape, images.device)
-    return torch.where(inside.to(images.device), noise, images)
+    return torch.where(to_device(inside, images.device), noise, images)
 
 # %% ../../nbs/data/20_batches.ipynb #4db5aca4
 def normalise(images: torch.Tensor,    # (N, channels, H, W) uint8, or float from 0 to 255
@@ -130,7 +130,7 @@ def normalise(images: torch.Tensor,    # (N, channels, H, W) uint8, or float fro
              ) -> torch.Tensor:        # (N, channels, H, W) float32
     "uint8 pixels to floats with mean 0 and standard deviation 1 over the training set"
     shape = (1, -1, 1, 1)
-    mean, std = (torch.tensor(v, dtype=torch.float32, device=images.device).view(shape) for v in (mean, std))
+    mean, std = (to_device(torch.tensor(v, dtype=torch.float32), images.device).view(shape) for v in (mean, std))
     return (images.float() / 255 - mean) / std
 
 def clean_view(images: torch.Tensor,          # (N, channels, H, W) uint8
@@ -162,7 +162,7 @@ def augment(images: torch.Tensor,       # (B, channels, H, W) uint8
     if config.crop == 'pad' and config.pad: images = pad_crop(images, config.pad, random)
     if config.crop == 'resized': images = resized_crop(images.float(), config.min_area, random, size).clamp(0, 255)
     if config.flip:
-        mirrored = (random.rand(len(images)) < .5).to(images.device)
+        mirrored = to_device(random.rand(len(images)) < .5, images.device)
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
     if config.rand_augment: images = rand_augment(images, 255 * torch.tensor(mean), random)
     images = normalise(images, mean, std)
@@ -227,8 +227,8 @@ def make_batch(data: LongTailed,
     "The batch of a step, or some rows of it: always the same for the same arguments"
     if indices is None: indices = batch_indices(len(data.train), batch_size, seed, epoch, step)
     if rows is not None: indices = indices[rows]
-    indices = indices.to(data.train.images.device)
-    pixels, labels = data.train.images[indices].to(device), data.train.labels[indices].to(device)
+    indices = to_device(indices, data.train.images.device)
+    pixels, labels = to_device(data.train.images[indices], device), to_device(data.train.labels[indices], device)
     view = lambda name: augment(pixels, config, data.mean, data.std, Draws(seed, name, epoch, step, rows=rows, of=batch_size), data.img_size)
     images, targets = view('augment'), labels
     if mixing and config.mixes: images, targets = mix(images, labels, data.num_classes, config, seed, 'mix', epoch, step)

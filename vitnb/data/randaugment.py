@@ -8,7 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import Draws
+from ..core import Draws, to_device
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'LARGEST', 'grey', 'blend', 'contrast', 'sharpness', 'auto_contrast', 'equalise', 'affine',
@@ -18,7 +18,7 @@ __all__ = ['OPERATIONS', 'LARGEST', 'grey', 'blend', 'contrast', 'sharpness', 'a
 def grey(images: Tensor) -> Tensor:     # (n, 1 or 3, H, W) → (n, 1, H, W), 0 to 255
     "Brightness, with the weights that PIL uses"
     if images.shape[1] == 1: return images
-    weights = torch.tensor([19595, 38470, 7471], device=images.device, dtype=torch.float64).view(1, 3, 1, 1)
+    weights = to_device(torch.tensor([19595, 38470, 7471], dtype=torch.float64), images.device).view(1, 3, 1, 1)
     return ((images.double() * weights).sum(1, keepdim=True) + 2**15).div(2**16).floor().float()
 
 def blend(base: Tensor,      # (n, channels, H, W) float, 0 to 255
@@ -39,7 +39,7 @@ def sharpness(images: Tensor,    # (n, channels, H, W) float, 0 to 255
               factor: Tensor,    # (n,) 0: smoothed, 1: unchanged, above 1: sharper
              ) -> Tensor:
     "Away from the smoothed picture, or towards it; the outermost pixels stay"
-    kernel = torch.tensor([[1., 1, 1], [1, 5, 1], [1, 1, 1]], device=images.device).div(13).expand(images.shape[1], 1, 3, 3)
+    kernel = to_device(torch.tensor([[1., 1, 1], [1, 5, 1], [1, 1, 1]]), images.device).div(13).expand(images.shape[1], 1, 3, 3)
     smooth = images.clone()
     smooth[..., 1:-1, 1:-1] = (F.conv2d(images, kernel, groups=images.shape[1]) + .5).floor()
     return blend(smooth, images, factor)
@@ -68,7 +68,7 @@ def affine(images: Tensor,      # (n, channels, H, W) float
           ) -> Tensor:          # (n, channels, H, W) float
     "Each picture seen through its own affine map, bilinear"
     H, W = images.shape[2:]
-    scale = torch.tensor([W / 2, H / 2], device=images.device)
+    scale = to_device(torch.tensor([W / 2, H / 2]), images.device)
     theta = torch.cat([matrices[:, :, :2] * scale / scale[:, None], matrices[:, :, 2:] / scale[:, None]], 2)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     fill = fill.to(images).view(1, -1, 1, 1)
@@ -127,11 +127,13 @@ def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0
                 ) -> Tensor:             # (B, channels, H, W) float, 0 to 255
     "Operations drawn for each picture: by default two, each carried out in half of the cases"
     result, B = images.to(torch.float32, copy=True), len(images)
+    fill = to_device(fill, result.device)
     for _ in range(operations):
         which = torch.where(random.rand(B) < share, random.randint(len(OPERATIONS), B), -1)
-        levels = (level + spread * random.randn(B)).clamp(0, 10).to(result.device)
-        signs = (random.randint(2, B) * 2 - 1).float().to(result.device)
+        levels = (level + spread * random.randn(B)).clamp(0, 10)
+        signs = (random.randint(2, B) * 2 - 1).float()
+        levels, signs = (to_device(v, result.device) for v in (levels, signs))
         for k, name in enumerate(OPERATIONS):
-            chosen = (which == k).nonzero()[:, 0].to(result.device)
+            chosen = to_device((which == k).nonzero()[:, 0], result.device)
             if len(chosen): result[chosen] = apply(name, result[chosen], levels[chosen], signs[chosen], fill).round()
     return result

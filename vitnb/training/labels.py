@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
-from ..core import UserError, cache_folder, whole_file
+from ..core import UserError, cache_folder, to_device, whole_file
 from ..data.batches import Batch
 
 # %% auto #0
@@ -41,7 +41,7 @@ class LabelCache:
         if (name := f'{epoch:05d}{kind}') != self._name: self._open(name, batch, step)
         if self._known is not None:
             self.used += 1
-            return self._known[step].to(batch.images.device).long()
+            return to_device(self._known[step], batch.images.device).long()
         labels = self.label(batch)
         self.made += 1
         self._keep(labels, step)

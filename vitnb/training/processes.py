@@ -10,7 +10,7 @@ import torch.distributed as dist
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from ..core import UserError
+from ..core import UserError, to_device
 from ..data.batches import own_rows
 
 # %% auto #0
@@ -79,7 +79,7 @@ class SharedDropPath(nn.Module):
         keep = 1 - self.drop_prob
         mask = x.new_empty((self.of,) + (1,) * (x.ndim - 1)).bernoulli_(keep)
         if keep > 0 and self.scale_by_keep: mask.div_(keep)
-        return x * mask[self.rows.to(x.device)]
+        return x * mask[to_device(self.rows, x.device)]
 
 # %% ../../nbs/training/00_processes.ipynb #14cbcca9
 class SharedBatchNorm(_BatchNorm):

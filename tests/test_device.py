@@ -1,0 +1,90 @@
+"""A training step on a GPU that only pretends: what is on it has shapes and no numbers, and everything else is computed.
+
+Two things that no test on a CPU shows are seen here: tensors of two devices in one operation, which is an error, and
+operations for which a GPU has to be waited for (numbers read back, copies to it that block), of which a step has none.
+Backward passes and optimisers need a driver and are left out.
+"""
+from dataclasses import replace
+from unittest import mock
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+from vitnb.core import to_device
+from vitnb.data.batches import AugmentConfig, make_batch
+from vitnb.data.sets import DataConfig, long_tailed
+from vitnb.methods.registry import method
+from vitnb.training.train import resident
+
+fake_tensor = pytest.importorskip('torch._subclasses.fake_tensor', reason='this version of PyTorch pretends in another way')
+GPU, CPU_GENERATOR = torch.device('cuda'), torch.Generator
+READS_BACK = ('_local_scalar_dense', 'nonzero', 'unique', 'masked_select')
+pytestmark = pytest.mark.filterwarnings('ignore:.*CUDA is not available.*')
+
+
+class PretendedGPU(fake_tensor.FakeTensorMode):
+    "Tensors on the CPU are real; those on 'cuda' have a shape and a type"
+    def __init__(self):
+        super().__init__(allow_non_fake_inputs=True)
+        self.waits = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, str(operation)
+        pretended = {t.device.type for t in tree_leaves((args, kwargs)) if isinstance(t, fake_tensor.FakeTensor)}
+        wanted = None if kwargs.get('device') is None else torch.device(kwargs['device']).type
+        if not pretended and wanted != 'cuda': return operation(*args, **kwargs)
+        moves = 'copy' in name and wanted is not None and ('cuda' in pretended) != (wanted == 'cuda')
+        if any(r in name for r in READS_BACK) or moves and not (wanted == 'cuda' and kwargs.get('non_blocking')): self.waits.append(f'{name} to {wanted}')
+        return super().__torch_dispatch__(operation, types, args, kwargs)
+
+
+def put(module, device=None, *others, **named):
+    "`Module.to`, which cannot change the class of parameters"
+    device = named.get('device', device)
+    if not isinstance(device, (str, torch.device)): return module
+    for m in module.modules():
+        for name, p in m._parameters.items(): m._parameters[name] = p if p is None else torch.nn.Parameter(p.detach().to(device), p.requires_grad)
+        for name, b in m._buffers.items(): m._buffers[name] = b if b is None else b.to(device)
+    return module
+
+
+@pytest.fixture
+def gpu():
+    with PretendedGPU() as gpu, mock.patch('torch.cuda.mem_get_info', lambda device: (2**34, 2**34)), mock.patch('torch.nn.Module.to', put), \
+         mock.patch('torch.Generator', lambda device='cpu': CPU_GENERATOR()): yield gpu
+
+
+@pytest.fixture(scope='module')
+def data(): return long_tailed(DataConfig())      # the teacher in the package was trained on these
+
+
+def test_waiting_and_two_devices_are_noticed(gpu):
+    x = torch.ones(3).to(GPU)
+    assert len(gpu.waits) == 1
+    assert to_device(torch.ones(3), GPU).device.type == 'cuda' and len(gpu.waits) == 1
+    x.cpu()
+    assert len(gpu.waits) == 2
+    with pytest.raises(Exception): x.sum().item()
+    assert len(gpu.waits) == 3
+    with pytest.raises(RuntimeError, match='same device'): x + torch.ones(3)
+
+
+@pytest.mark.parametrize('name', ['vit', 'deit', 'deit-lt', 'dearkd', 'dearkd-lt', 'teacher', 'paco'])
+@pytest.mark.parametrize('crop', ['pad', 'resized'])
+def test_a_step_waits_for_nothing(gpu, data, name, crop):
+    config = method(name)()
+    learner, there = config.learner(data, GPU, True), resident(data, GPU)
+    assert there.train.images.device.type == 'cuda' and next(learner.model.parameters()).device.type == 'cuda'
+    gpu.waits.clear()
+    for epoch in (0, config.epochs - 1):
+        batch = make_batch(there, replace(config.augment, crop=crop, rand_augment=True), 32, learner.mixing(epoch), 0, epoch, 0, GPU, **learner.needs)
+        if learner.label is not None: batch = batch._replace(taught=learner.label(batch))
+        losses = learner.loss(learner.model.train(), batch, epoch)
+        assert {v.device.type for v in (batch.images, batch.targets, *losses.values())} == {'cuda'}
+    assert not gpu.waits
+
+
+def test_images_that_do_not_fit_stay(gpu, data):
+    with mock.patch('torch.cuda.mem_get_info', lambda device: (2**20, 2**34)): assert resident(data, GPU) is data
+    assert resident(data, torch.device('cpu')) is data
+    batch = make_batch(data, AugmentConfig(), 32, True, 0, 0, 0, GPU)
+    assert batch.images.device.type == 'cuda' and not gpu.waits
