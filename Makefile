@@ -30,6 +30,8 @@ lab: .venv/.run
 test: export OMP_NUM_THREADS := 1
 # notebooks that train cut it to two epochs
 test: export VITNB_QUICK := 1
+# what is tested to the last bit is tested on the CPU, also where there is a GPU
+test: export CUDA_VISIBLE_DEVICES :=
 test: .venv/.dev
 	@echo "== project"
 	@$(BIN)/python -m pytest -q tests/test_project.py

@@ -10,14 +10,13 @@ import numpy as np, torch
 from problems import random_data
 from step import forward_operations
 from vitnb.core import seed_of
-from vitnb.data.batches import AugmentConfig, make_batch
+from vitnb.data.batches import AugmentConfig, make_batch, resident
 from vitnb.data.sampling import epoch_indices
 from vitnb.methods.deit import distillation_loss
 from vitnb.models.any_teacher import AdaptedTeacher
 from vitnb.models.student import choose_attention, make_student, student_config
 from vitnb.models.teacher import TeacherConfig, build_teacher, fold_batch_norms
 from vitnb.training.schedule import make_optimiser
-from vitnb.training.train import resident
 
 #        preset, pixels, patch, images a step, teacher
 SHAPES = {'nano': ('nano', 32, 4, 1024, TeacherConfig(32, 3, 10, cosine=False)), 'tiny': ('tiny', 32, 4, 1024, TeacherConfig(32, 3, 10, cosine=False)),

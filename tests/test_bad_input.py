@@ -318,8 +318,13 @@ def test_two_methods_over_seeds(here, capsys):
     assert said.splitlines()[0].split()[:2] == ['plain', 'balanced'] and [l.split()[0] for l in said.splitlines()[1:5]] == ['overall', 'head', 'mid', 'tail'] and '2 pairs' in said and 'left out' not in said
     main(['train', 'vit', *FAST, '--seed', '3', '--out', 'all/plain/3']); capsys.readouterr()
     assert main(['compare', 'all/plain', 'all/balanced']) == 0 and 'without a partner of the same seeds: all/plain/3' in capsys.readouterr().out.replace('\\', '/')
-    assert '1 and 1 runs' in mistake(capsys, 'compare', 'all/plain/1', 'all/balanced')
+    assert '1 pair of finished runs' in mistake(capsys, 'compare', 'all/plain/1', 'all/balanced')
+    assert '0 pairs' in (said := mistake(capsys, 'compare', 'all/plain/3', 'all/balanced')) and 'all/balanced/2' in said.replace('\\', '/')
     assert 'have the same seeds' in mistake(capsys, 'compare', 'all', 'all/plain')
+    (here/'links').mkdir()
+    for seed in '12': (here/'links'/seed).symlink_to(here/'all'/'balanced'/seed)
+    assert main(['compare', 'all/plain', 'links']) == 0 and '2 pairs' in capsys.readouterr().out
+    assert 'is in both folders' in mistake(capsys, 'compare', 'links', 'all/balanced')
     (here/'empty').mkdir()
     assert 'empty' in mistake(capsys, 'compare', 'empty', 'all/plain')
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from . import __version__
-from .core import UserError, choose
+from .core import UserError, choose, n_of
 
 # %% auto #0
 __all__ = ['PAGE', 'COMMANDS', 'train_command', 'dry_run', 'run_and_report', 'resume_command', 'runs_command', 'report_command',
@@ -240,20 +240,26 @@ def compare_command(first: Path, second: Path, heads: tuple[str, str] | None = N
         heads: which head of each: cls, dist, avg or out; None: the one that counts"""
     from vitnb.analysis.compare import compare_experts, compare_over_seeds, comparison_table, pair_runs, seeds_table
     from vitnb.analysis.experts import load_experts
+    first, second = first.expanduser(), second.expanduser()
     if first.resolve() == second.resolve() and (heads is None or heads[0] == heads[1]): raise UserError(f'{first} would be compared with itself: name another run, or two of its heads, as in --heads cls dist')
     sides = [runs_in(first), runs_in(second)]
     names = names_apart((first, second), [' and '.join(sorted({r.config['method'] for r in side})) for side in sides], heads)
-    if [r.path for side in sides for r in side] == [first.expanduser(), second.expanduser()]:
+    if [r.path for side in sides for r in side] == [first, second]:
         print(comparison_table(compare_experts(*(load_experts(r) for r, in sides), *(heads or ())), *names))
         return print('\ninterval: a 95 % interval for the difference in accuracy on other test images of the same kind; p: exact test of the images that only one of the two gets right')
     pairs, alone = pair_runs(*sides)
-    print(seeds_table(compare_over_seeds(*(list(map(load_experts, side)) for side in zip(*pairs) or ((), ())), *(heads or ())), *names))
-    if alone: print(f'left out, because unfinished or without a partner of the same seeds: {", ".join(str(r.path) for r in alone)}')
+    if pairs and heads is None and (same := next((a.path for a, b in pairs if a.path.resolve() == b.path.resolve()), None)): raise UserError(f'{same} is in both folders and would be compared with itself')
+    left = f'left out, because unfinished or without a partner of the same seeds: {", ".join(str(r.path) for r in alone)}' if alone else ''
+    if len(pairs) < 2: raise UserError(f'{n_of(len(pairs), "pair")} of finished runs with the same seeds: a comparison over seeds takes 2 to 16' + (f' ({left})' if left else ''))
+    print(seeds_table(compare_over_seeds(*([load_experts(run) for run in side] for side in zip(*pairs)), *(heads or ())), *names))
+    if left: print(left)
 
 def runs_in(path: Path) -> list:     # of `Run`
     "The run in a folder, or the runs below it; raises `UserError` when there is none"
-    from vitnb.training.runs import list_runs, open_run
-    return [open_run(path)] if (path.expanduser()/'config.json').exists() or not (below := list_runs(path.expanduser())) else below
+    from vitnb.training.runs import Run, list_runs, open_run
+    if (path/'config.json').exists(): return [open_run(path)]
+    linked = [Run(f.parent) for f in path.glob('*/config.json') if f.parent.is_symlink() and (f.parent/'status.json').exists()]      # which a search below does not follow
+    return [*list_runs(path), *linked] or [open_run(path)]
 
 def names_apart(paths: Sequence[Path],                    # two folders
                 methods: Sequence[str],                   # one for each

@@ -94,7 +94,7 @@ def images_of(name: str, given, data, teacher: str, folder: Path, seed: int) -> 
         return ImageSet(as_pixels(drawn, data.mean, data.std), labels, data.train.class_names), 0.
     place, kept = folder/'made'/slug(name), folder/'made'/f'{slug(name)} seconds.json'
     begun, cpu = place.exists(), time.process_time()
-    make_images(teacher, place, n, InversionConfig(steps=sizes(given)['steps'], seed=seed, **MADE[name]))
+    make_images(teacher, place, n, InversionConfig(steps=sizes(given)['steps'], seed=seed, **MADE[name]), device='cpu')      # whose seconds are noted
     if not begun: kept.write_text(json.dumps(time.process_time() - cpu))
     return read_made(place, data.channels), json.loads(kept.read_text()) if kept.exists() else None
 

@@ -181,11 +181,13 @@ def over_seeds(first: Sequence[float],      # (n,) a score of one method in per 
 def pair_runs(first: Sequence[Run],                         # of one method
               second: Sequence[Run],                        # of the other
              ) -> tuple[list[tuple[Run, Run]], list[Run]]:  # pairs in the order of their seeds, and the runs that have no partner
-    "Put finished runs with the same seeds side by side; raises `UserError` when two runs of one method have the same"
+    "Put finished runs with the same seeds side by side; raises `UserError` when two of one side have the same, or are of different methods"
     sides, alone = ({}, {}), []
     for side, runs in zip(sides, (first, second)):
         for run in runs:
             if run.status['state'] != 'finished': alone.append(run); continue
+            if (known := {r.config['method'] for r in side.values()}) - {run.config['method']}:
+                raise UserError(f'{run.path} was trained by {run.config["method"]} and stands beside runs of {known.pop()}: name folders with the runs of one method each')
             if (other := side.setdefault(_seeds(run), run)) is not run:
                 raise UserError(f'{other.path} and {run.path} have the same seeds, so it is open which of them is meant: name folders in which every run has seeds of its own')
     shared = sorted(sides[0].keys() & sides[1].keys())

@@ -5,7 +5,7 @@
 # %% ../../nbs/data/20_batches.ipynb #cf0c34f8
 from __future__ import annotations
 import contextlib, math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
 import numpy as np, torch
@@ -16,7 +16,7 @@ from .sets import ImageSet, LongTailed
 
 # %% auto #0
 __all__ = ['AugmentConfig', 'epoch_steps', 'batch_indices', 'epoch_order', 'pad_crop', 'resized_crop', 'erase_rectangles',
-           'normalise', 'clean_view', 'augment', 'numpy_seed', 'mix', 'own_rows', 'Batch', 'make_batch']
+           'normalise', 'clean_view', 'augment', 'numpy_seed', 'mix', 'own_rows', 'Batch', 'make_batch', 'resident']
 
 # %% ../../nbs/data/20_batches.ipynb #e920a64d
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ def erase_rectangles(images: torch.Tensor,    # (B, channels, H, W) normalised
     chosen, area, ratio, x, y = random.rand(5, B)
     area, ratio = .02 + (1 / 3 - .02) * area, torch.exp((2 * ratio - 1) * np.log(1 / .3))
     h, w = (H * (area * ratio).sqrt()).clamp(max=H).int(), (W * (area / ratio).sqrt()).clamp(max=W).int()
-    top, left = (y * (H - h + 1)).int(), (x * (W - w + 1)).int()
-    rows, columns = torch.arange(H), torch.arange(W)
+    top, left, h, w, chosen = to_device(torch.stack([(y * (H - h + 1)).int(), (x * (W - w + 1)).int(), h, w, (chosen < share).int()]), images.device)
+    rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
     inside_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None])
     inside_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
-    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :] & (chosen < share).view(B, 1, 1, 1)
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :] & chosen.bool().view(B, 1, 1, 1)
     noise = random.noise(images.shape, images.device)
-    return torch.where(to_device(inside, images.device), noise, images)
+    return torch.where(inside, noise, images)
 
 # %% ../../nbs/data/20_batches.ipynb #4db5aca4
 def normalise(images: torch.Tensor,    # (N, channels, H, W) uint8, or float from 0 to 255
@@ -233,3 +233,12 @@ def make_batch(data: LongTailed,
     images, targets = view('augment'), labels
     if mixing and config.mixes: images, targets = mix(images, labels, data.num_classes, config, seed, 'mix', epoch, step)
     return Batch(images, labels, targets, clean_view(pixels, data.mean, data.std, data.img_size, data.eval_crop) if clean else None, view('second view') if second else None)
+
+# %% ../../nbs/data/20_batches.ipynb #13085d77
+def resident(data: LongTailed,
+             device: torch.device,     # where batches are made
+            ) -> LongTailed:           # the same, or with the training images on an NVIDIA GPU
+    "Training images that are in memory and fit in a quarter of what a GPU has free: copied there once instead of batch by batch"
+    images = data.train.images
+    if torch.device(device).type != 'cuda' or not isinstance(images, torch.Tensor) or images.nbytes > torch.cuda.mem_get_info(device)[0] / 4: return data
+    return replace(data, train=replace(data.train, images=images.to(device), labels=data.train.labels.to(device)))

@@ -455,8 +455,8 @@ def make_images(teacher: str | Path,             # as for `--teacher`: a run fol
                ) -> Path:                        # the folder
     "Fill a folder with images of every class, made from a network; goes on where it was stopped, and makes a batch again of which pictures are missing"
     from tqdm.auto import tqdm
+    device = choose_device(device)       # an error comes before anything is written
     m = start_making(teacher, folder, per_class, config, size, family, mean, std, student)
-    device = choose_device(device)
     network, rival, total = m.source.network.to(device), m.student and m.student.to(device).answer, config.half_steps + config.steps
     todo = [b for b in range(len(m.batches)) if not is_done(m, b)]
     with tqdm(total=len(m.batches) * total, initial=(len(m.batches) - len(todo)) * total, disable=quiet or None, unit='step', leave=False, dynamic_ncols=True) as bar:

@@ -14,7 +14,7 @@ import timm, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet as imagenet
-from ..core import UserError, packaged
+from ..core import UserError, packaged, to_device
 from ..data.longtail import by_size
 from .checkpoints import read_checkpoint, read_header, student_from_checkpoint, teacher_from_checkpoint
 from .student import TokenLogits, load_weights, read_about
@@ -59,7 +59,9 @@ def to_channels(images: Tensor,          # (B, C, H, W), C 1 or 3
     "Grey to colour by repeating, colour to grey by brightness"
     if channels in (None, images.shape[1]): return images
     if (images.shape[1], channels) == (1, 3): return images.expand(-1, 3, -1, -1)
-    if (images.shape[1], channels) == (3, 1): return (images * images.new_tensor(BRIGHTNESS).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+    if (images.shape[1], channels) == (3, 1):
+        grey = (images.float() * to_device(torch.tensor(BRIGHTNESS), images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        return (grey if images.is_floating_point() else grey.round()).to(images.dtype)
     raise UserError(f'the teacher takes {channels} channels, the images have {images.shape[1]}: only 1 and 3 can be turned into each other')
 
 # %% ../../nbs/models/30_any_teacher.ipynb #a77f53c9

@@ -104,9 +104,9 @@ def check_sides(config: NextViTConfig):
     if not any(dropped := left_over(config)): return
     stage = next(i for i, n in enumerate(dropped) if n)
     fits = [size for size in range(1, 2 * config.img_size + 64) if not any(left_over(replace(config, img_size=size)))]
-    near = [max(s for s in fits if s < config.img_size), min(s for s in fits if s > config.img_size)]     # 1 is among them
+    near = [s for s in (max((s for s in fits if s < config.img_size), default=None), min((s for s in fits if s > config.img_size), default=None)) if s]
     raise UserError(f'image size {config.img_size} does not fit: stage {stage + 1} has {stage_sides(config)[stage]}² tokens, attention averages {config.sr_ratios[stage]**2} at a time and would drop the last {dropped[stage]}; '
-                    f'use images of {near[0]} or {near[1]} px')
+                    f'use images of {" or ".join(map(str, near))} px')
 
 # %% ../../nbs/models/64_nextvit.ipynb #15e75d3e
 class NextViT(nn.Module):
@@ -136,7 +136,6 @@ class NextViT(nn.Module):
         return self.norm(self.stages(self.stem(x)))
 
     def forward(self, x: Tensor) -> TokenLogits:     # (B, in_chans, H, W) → (B, C) logits, the same as both answers
-        for side in {*x.shape[-2:]} - {self.config.img_size}: check_sides(replace(self.config, img_size=side))
         logits = self.head(self.forward_features(x))
         return TokenLogits(logits, logits)
 

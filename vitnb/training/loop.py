@@ -157,9 +157,9 @@ def predict(model: nn.Module,             # on the device that is to compute
     "Logits (N, C) of every head for uint8 images, in evaluation mode"
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    parts = []
+    parts, compiled = [], getattr(model, '_compiled_call_impl', None) is not None
     for batch in images.split(batch_size):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16): output = model(clean_view(batch.to(device), mean, std, size, crop))
+        with torch.compiler.set_stance('force_eager') if compiled else nullcontext(), torch.autocast(device.type, torch.bfloat16, enabled=bf16): output = model(clean_view(batch.to(device), mean, std, size, crop))
         parts.append({k: v.cpu() for k, v in answers(output).items()})
     model.train(training)
     return {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}

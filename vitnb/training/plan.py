@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor, nn
 from ..core import UserError, check_limits, choose
-from ..data.batches import Batch, make_batch
+from ..data.batches import Batch, make_batch, resident
 from ..data.lists import LIST_SETS, _find, read_list
 from ..data.longtail import class_counts, class_order, size_groups
 from ..data.sampling import epoch_indices, sampled_steps
@@ -104,11 +104,13 @@ def measure(learner: Learner, data: LongTailed, config: TrainConfig,
             device: torch.device,      # where the learner's networks are
             bf16: bool,                # compute in bfloat16
             seconds: float = 1.5,      # how long a step may take here
-            memory: float = 2**30,     # how many bytes a step may keep here for the backward pass
+            memory: float | None = None,     # how many bytes a step may keep here for the backward pass; None: half of what a GPU has free, or 1 GiB
            ) -> Cost:
     "Time and memory of a step, from the batch to the gradients, at two batch sizes"
     choose_attention(learner.model, device, bf16, config.attention)
     learner.model.train()
+    memory = memory or (torch.cuda.mem_get_info(device)[0] / 2 if device.type == 'cuda' else 2**30)
+    data = resident(data, device)
     def step(images: int):
         batch = make_batch(data, config.augment, images, learner.mixing(0), 0, 0, 0, device, indices=torch.arange(images) % len(data.train), **learner.needs)
         for _ in range(2 if config.sam_rho else 1):

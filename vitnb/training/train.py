@@ -4,14 +4,16 @@
 
 # %% ../../nbs/training/55_train.ipynb #a26b6366
 from __future__ import annotations
-import contextlib, dataclasses, os, platform, time, types, typing
+import contextlib, dataclasses, importlib.util, os, platform, shutil, time, types, typing
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
+import torch.distributed as dist
 from torch import Tensor
 from ..core import UserError, cache_folder, keep_freed_memory, whole_file
-from ..data.batches import Batch, make_batch, own_rows
+from ..data.batches import Batch, make_batch, own_rows, resident
 from ..data.lists import read_ahead, stop_reading
 from ..data.sampling import epoch_indices, sampled_steps
 from ..data.sets import LongTailed, fingerprint, long_tailed
@@ -26,9 +28,9 @@ from .schedule import make_optimiser
 from .states import load_optimiser, newest_state, optimiser_tensors, save_state
 
 # %% auto #0
-__all__ = ['read_settings', 'Training', 'batches_of', 'resident', 'label_cache', 'this_machine', 'machine_notes', 'keep_state',
-           'load_state', 'forget_after', 'Board', 'after_step', 'after_epoch', 'look', 'flat_numbers', 'make_trackers',
-           'train', 'prepare', 'go_on', 'go_on_with', 'same_threads', 'test_run']
+__all__ = ['read_settings', 'Training', 'batches_of', 'label_cache', 'this_machine', 'machine_notes', 'keep_state', 'load_state',
+           'forget_after', 'Board', 'after_step', 'after_epoch', 'look', 'flat_numbers', 'make_trackers', 'train',
+           'processes_on', 'prepare', 'missing_for_compile', 'go_on', 'go_on_with', 'same_threads', 'test_run']
 
 # %% ../../nbs/training/55_train.ipynb #842996c8
 def read_settings(content: dict,     # setting → value, those of inner dataclasses as dictionaries; what is not there keeps its default
@@ -105,12 +107,6 @@ def batches_of(config: TrainConfig, learner: Learner, data: LongTailed,
         return batch._replace(taught=learner.label(batch) if labels is None else labels(batch, epoch, step, kind))
     for epoch in {0, config.epochs - 1}: images(epoch, 0, learner.mixing(epoch))
     return batches
-
-def resident(data: LongTailed, device: torch.device) -> LongTailed:
-    "The training images on an NVIDIA GPU, when they are in memory and a quarter of the GPU's holds them: copied once instead of batch by batch"
-    images = data.train.images
-    if torch.device(device).type != 'cuda' or not isinstance(images, Tensor) or images.nbytes > torch.cuda.mem_get_info(device)[0] / 4: return data
-    return replace(data, train=replace(data.train, images=images.to(device), labels=data.train.labels.to(device)))
 
 # %% ../../nbs/training/55_train.ipynb #88b66230
 def label_cache(config: TrainConfig, learner: Learner, data: LongTailed,
@@ -246,7 +242,7 @@ def after_epoch(t: Training,
         line['val'] = {head: group_accuracy(z, t.data.val.labels, t.data.groups) for head, z in look(t.model, t.data, t.data.val, t.bf16).items()}
         if t.average is not None:
             line['val_ema'] = {head: group_accuracy(z, t.data.val.labels, t.data.groups) for head, z in look(t.average.module, t.data, t.data.val, t.bf16).items()}
-        accuracy = list(line['val'].values())[-1]['overall']
+        accuracy = from_first(list(line['val'].values())[-1]['overall'])      # gathering sharded weights takes all processes or none
         if accuracy > t.best:
             t.best = accuracy
             weights = whole(t.model.get_submodule(t.learner.part).state_dict())
@@ -308,14 +304,27 @@ def train(config: TrainConfig,                  # the settings of a method
     with alone(t.run) if t.first else contextlib.nullcontext(): go_on(t, about, [f'{method} → {t.run.path}', summary(t.data, config), *notes], quiet)
     return t.run
 
+# %% ../../nbs/training/55_train.ipynb #af74778d
+def processes_on(device: torch.device):     # as asked for; networks are put there by whoever makes them
+    "accelerate's `Accelerator`: the device, and the processes that train together; raises `UserError` when they cannot"
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
+    started, here = (int(os.environ.get(k) or 1) for k in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'))
+    if device.type == 'cuda' and here > torch.cuda.device_count(): raise UserError(f'{here} processes were started here and there are {torch.cuda.device_count()} GPUs: start one a GPU, or train with --device cpu')
+    if not (dist.is_available() and dist.is_initialized()): AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=device.type == 'cpu', mixed_precision='no', device_placement=False,      # the precision is ours, whatever a configuration of accelerate says
+                              kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))])
+    if started > accelerator.num_processes: raise UserError(f'{started} processes were started, and on {device.type} each would train alone: use --device cpu, or start one')
+    return accelerator
+
 # %% ../../nbs/training/55_train.ipynb #24deea4f
 def prepare(config: TrainConfig,
             data: LongTailed | None = None,             # when it is loaded already
            ) -> tuple[Training, dict, list[str]]:       # the training, without a run yet; what `this_machine` says; lines to print
     "Load and make what a training needs; with several processes, each its part; raises `UserError` for what the user can put right"
-    from accelerate import Accelerator
     asked = choose_device(config.device)
-    accelerator = Accelerator(cpu=asked.type == 'cpu', mixed_precision='no')      # the precision is ours, whatever a configuration of accelerate says
+    accelerator = processes_on(asked)
     if accelerator.gradient_accumulation_steps != 1: raise UserError('ACCELERATE_GRADIENT_ACCUMULATION_STEPS is set, which would divide the gradients: unset it, and use --accumulate')
     if (kind := str(accelerator.distributed_type).rpartition('.')[2]) in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
         raise UserError(f'{kind} of accelerate shards the weights in its own way, whose state could not be written: use torchrun or accelerate launch --multi_gpu, with --shard')
@@ -326,17 +335,25 @@ def prepare(config: TrainConfig,
     bf16, steps = choose_bf16(config.precision, device), sampled_steps(len(data.train), config.batch_size, config.repeats)
     learner = config.learner(data, device, bf16)
     attention = choose_attention(learner.model, device, bf16, config.attention)
+    if attention and size > 1: attention = choose_attention(learner.model, device, bf16, from_first(attention.kind))      # one kind in all processes
     machine = this_machine(device, bf16, attention and attention.kind)
     average = _moving_average(config, learner)
     if size > 1: share_layers(learner.model, rows, config.batch_size)
     sharded = config.shard and size > 1
     if sharded: shard(learner.model)
     optimiser = make_optimiser(learner.model, config.optimiser, config.lr, config.weight_decay, config.momentum)
-    if config.compile == 'on' or (config.compile == 'auto' and device.type == 'cuda' and not sharded): learner.model.compile()
+    compiles = config.compile == 'on' or config.compile == 'auto' and device.type == 'cuda' and not sharded
+    lacking = compiles and config.compile == 'auto' and missing_for_compile()
+    if compiles and not lacking: learner.model.compile()
     labels = label_cache(config, learner, data, machine, steps)
     batches = batches_of(config, learner, data, device, labels)
     learner.model, optimiser = accelerator.prepare(learner.model, optimiser) if not sharded else (learner.model, accelerator.prepare(optimiser))
-    return Training(config, data, learner, optimiser, accelerator, batches, steps, bf16, None, Place(), average, labels), machine, [*data.notes, *learner.notes, *([f'attention: {attention}'] if attention else [])]
+    return Training(config, data, learner, optimiser, accelerator, batches, steps, bf16, None, Place(), average, labels), machine, [*data.notes, *learner.notes, *([f'attention: {attention}'] if attention else []), *([f'torch.compile: off, {lacking} is missing here'] if lacking else [])]
+
+def missing_for_compile() -> str:     # empty: nothing
+    "What torch.compile would need on an NVIDIA GPU and this machine lacks"
+    if importlib.util.find_spec('triton') is None: return 'Triton'
+    return '' if any(shutil.which(c) for c in (os.environ.get('CC') or 'cc', 'gcc', 'clang')) else 'a C compiler'
 
 def _moving_average(config: TrainConfig, learner: Learner):
     "timm's moving average of the weights, when asked for"

@@ -42,9 +42,8 @@ def maker(folder: str | Path,            # of made images
     "The network that a folder was made from: as named, or one of the package with the same checksum; raises `UserError` when there is neither"
     try: settings = json.loads((Path(folder).expanduser()/'about.json').read_text())['settings']; known = settings['sha256']
     except (OSError, ValueError, KeyError, TypeError): settings, known = {}, None
+    if teacher is None: teacher = next((f for f in sorted(packaged('teachers').glob('*.safetensors')) if hashlib.sha256(f.read_bytes()).hexdigest() == known), None)
     if teacher is not None: return (source := teacher_source(teacher))._replace(mean_std=settings.get('mean_std', source.mean_std))      # as the images were made
-    for file in sorted(packaged('teachers').glob('*.safetensors')):
-        if hashlib.sha256(file.read_bytes()).hexdigest() == known: return teacher_source(file)
     raise UserError('which network these images were made from is not known here: name it with teacher=, to see the nearest real images')
 
 def real_images(real: ImageSet | str | Path | None,    # a folder, or a set; None: the embedded Fashion-MNIST
@@ -92,7 +91,7 @@ def kept_nearest(folder: str | Path,                                          # 
                 ) -> Nearest:
     "What the folder knows, or `find_nearest`, which it then knows"
     state = {k: v.numpy().tobytes() for k, v in source.network.state_dict().items()}
-    key = hashlib.sha256(b''.join([fingerprint(made).encode(), fingerprint(real).encode(), *(k.encode() + state[k] for k in sorted(state))])).hexdigest()
+    key = hashlib.sha256(b''.join([fingerprint(made).encode(), fingerprint(real).encode(), repr(source.mean_std).encode(), *(k.encode() + state[k] for k in sorted(state))])).hexdigest()
     path = Path(folder).expanduser()/'nearest.npz'
     try:
         with np.load(path, allow_pickle=False) as file:
