@@ -3,9 +3,9 @@
     python data/results/make_deit_lt.py [--size small] [--orders 0 1 2] [--seeds 0 1 2] [--paired] [--rows NAME ...] [--folder runs/deit-lt] [--list]
 
 Writes data/results/deit_lt_SIZE.json after each run. What is written there is not run again, so the command can be
-stopped and started; with --list it says what is done and what is missing. On two idle cores a row of size small takes
-one to nine minutes. Size full wants a GPU. --paired runs seed k with class order k only, instead of every pair;
---rows runs only some rows.
+stopped and started; with --list it says what is done and what is missing. On two cores a student of size small takes
+two to four minutes, a teacher four to sixteen (PaCo is the longest). Size full wants a GPU. --paired runs seed k with
+class order k only, instead of every pair; --rows runs only some rows.
 """
 import argparse, json, re, time
 from dataclasses import replace
