@@ -16,7 +16,7 @@ from vitnb.methods.recipes import recipe
 from vitnb.models.student import TokenLogits
 from vitnb.models.any_teacher import AdaptedTeacher, any_teacher
 from vitnb.training.loop import answers, fit, rate_at
-from vitnb.training.train import train
+from vitnb.training.train import batches_of, train
 from vitnb.training.losses import drw_epoch
 from vitnb.training.schedule import make_optimiser
 
@@ -24,26 +24,29 @@ CPU = torch.device('cpu')
 
 
 def watched_training(data, monkeypatch, epochs=2, drw_start=.5, steps=2):
-    "A few steps of DeiT-LT: the tensors that the teacher and the student saw, the targets, and the teacher's mode"
+    "A few steps of DeiT-LT on the batches of training: the tensors that the teacher and the student saw, the batches, and the teacher's mode"
     config = DeiTLT(epochs=epochs, batch_size=16, drw_start=drw_start)
-    learner, seen = config.learner(data, CPU, False), dict(teacher=[], student=[], targets=[], mode=[])
+    learner, seen = config.learner(data, CPU, False), dict(teacher=[], student=[], batches=[], mode=[], said=[])
     label = AdaptedTeacher.label
-    def noted(self, images): seen['teacher'].append(images); seen['mode'].append(any(m.training for m in self.modules())); return label(self, images)
+    def noted(self, images):
+        seen['teacher'].append(images); seen['mode'].append(any(m.training for m in self.modules())); seen['said'].append(label(self, images))
+        return seen['said'][-1]
     monkeypatch.setattr(AdaptedTeacher, 'label', noted)
     learner.model.register_forward_pre_hook(lambda m, args: seen['student'].append(args[0]))
-    def batches(epoch, step, mixing):
-        batch = make_batch(data, config.augment, 16, mixing, 0, epoch, step)
-        seen['targets'].append(batch.targets)
-        return batch
+    made = batches_of(config, learner, data, CPU)
+    def batches(epoch, step, mixing): seen['batches'].append(made(epoch, step, mixing)); return seen['batches'][-1]
     list(fit(config, learner, make_optimiser(learner.model, 'adamw', 1e-3, .05), Accelerator(cpu=True), steps, batches))
     return seen
 
 
 def test_1_the_teacher_labels_the_very_tensor_of_the_student(data, monkeypatch):
     seen = watched_training(data, monkeypatch)
-    assert all(t is s for t, s in zip(seen['teacher'], seen['student'])) and len(seen['teacher']) == 4
-    clean = clean_view(data.train.images, data.mean, data.std)
-    assert not any(any(torch.equal(i, c) for c in clean[:200]) for i in seen['teacher'][0])     # augmented and mixed
+    assert len(seen['teacher']) == len(seen['student']) == 4
+    for teacher, student, said, batch in zip(seen['teacher'], seen['student'], seen['said'], seen['batches'], strict=True):
+        assert teacher is student is batch.images and batch.taught is said                      # and DIST learns what was said
+    mixed, plain = (make_batch(data, AugmentConfig(), 16, m, 0, 0, 0, clean=True) for m in (True, False))
+    assert torch.equal(seen['teacher'][0], mixed.images)
+    for other in (mixed.clean, plain.images): assert (seen['teacher'][0] != other).flatten(1).any(1).all()      # augmented, and mixed
     assert not any(seen['mode']), 'the teacher must stay in evaluation mode'
     frozen = AdaptedTeacher(torch.nn.Sequential(torch.nn.BatchNorm2d(1)))
     frozen.train()
@@ -62,7 +65,7 @@ def test_2_weights_follow_the_teachers_label_on_dist_only():
 
 
 def test_3_the_second_stage_stops_mixing_and_smoothing_for_cifar_only(data, monkeypatch):
-    targets = watched_training(data, monkeypatch)['targets']
+    targets = [b.targets for b in watched_training(data, monkeypatch)['batches']]
     assert [t.ndim for t in targets] == [2, 2, 1, 1]
     assert targets[0].max() < 1 and targets[2].dtype == torch.long                       # smoothed before, plain after
     late = make_batch(data, AugmentConfig(erase=1.), 64, False, 0, 0, 0, clean=True)
@@ -77,12 +80,23 @@ def test_4_accumulation_does_not_scale_the_learning_rate():
     assert math.isclose(rate_at(config, 1100), 1.41e-5, rel_tol=.01)                     # re-weighting runs near the minimum
 
 
-def test_5_repeated_augmentation_sees_another_third_each_epoch():
+def test_5_repeated_augmentation_sees_another_third_each_epoch(data):
     n, batch = 12406, 128
-    epochs = [torch.cat([epoch_indices(n, batch, 0, e, s, repeats=3) for s in range(sampled_steps(n, batch, 3))]) for e in range(12)]
-    assert len(epochs[0]) == 12288 and len(set(epochs[0].tolist())) == 4096
-    assert torch.bincount(epochs[0])[epochs[0].unique()].unique().tolist() == [3]
-    seen = len(set(torch.cat(epochs).tolist())) / n
+    cifar = torch.cat([epoch_indices(n, batch, 0, 0, s, repeats=3) for s in range(sampled_steps(n, batch, 3))])
+    assert len(cifar) == 12288 and torch.bincount(cifar).unique().tolist() == [0, 3] and len(cifar.unique()) == 4096
+    n = len(data.train)                                                                  # the batches of training, of images that say which one they are
+    numbered = torch.zeros_like(data.train.images)
+    numbered[:, 0, 0, 0], numbered[:, 0, 0, 1] = torch.arange(n) // 256, torch.arange(n) % 256
+    marked = dataclasses.replace(data, train=dataclasses.replace(data.train, images=numbered))
+    config = DeiTLT(epochs=12, batch_size=batch, repeats=3, augment=AugmentConfig(crop='none', flip=False, erase=0))
+    batches = batches_of(config, dataclasses.replace(config.learner(data, CPU, False), label=None), marked, CPU)
+    def which(epoch, step):
+        pixels = (batches(epoch, step, False).images[:, 0, 0, :2] * data.std[0] + data.mean[0]) * 255
+        return (pixels.round().long() * torch.tensor([256, 1])).sum(1)
+    epochs = [torch.cat([which(e, s) for s in range(sampled_steps(n, batch, 3))]) for e in range(12)]
+    for order in epochs: assert len(order) == n // 256 * 256 and len(order.unique()) == math.ceil(len(order) / 3) and torch.bincount(order).max() == 3
+    assert set(epochs[0].tolist()) != set(epochs[1].tolist())
+    seen = len(torch.cat(epochs).unique()) / n
     assert seen > .95, 'an order that never changes shows the same third for ever'
     assert recipe('deit-lt', 'cifar10-lt').repeats == 3
     with pytest.raises(UserError): sampled_steps(200, 128, 3)
