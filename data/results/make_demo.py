@@ -1,4 +1,4 @@
-"""Run the demo for several class orders and write demo.json and the README's picture: about ten minutes each on two cores.
+"""Run the demo for several class orders and write demo.json and the README's picture: about twenty minutes each on two cores.
 
     python data/results/make_demo.py [FOLDER] [ORDER ...]
 
