@@ -5,13 +5,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 
+from test_lists import cifar_tree, list_tree, no_checksums
+from vitnb.cli import Import, import_data, main
 from vitnb.core import UserError
+from vitnb.data.lists import LIST_SETS, ListSet, read_lists
 from vitnb.models import any_teacher as at
 from vitnb.models.checkpoints import read_checkpoint, recognise_student, save_official, student_from_checkpoint, teacher_from_checkpoint
 from vitnb.models.student import make_student, student_config
-from vitnb.models.teacher import TeacherConfig, make_teacher
+from vitnb.models.teacher import TeacherConfig, TimmNetwork, make_teacher
+from vitnb.training.load import load_model
+from vitnb.training.runs import open_run
 
 W = torch.arange(6.).reshape(2, 3)
 SHARED = W.repeat(99, 99)
@@ -202,3 +208,61 @@ def test_a_transformer_may_teach_at_any_size(tmp_path):
     save_weights(net, path := tmp_path/'model.safetensors', kind='teacher', config=asdict(config), img_size=48)
     teacher, facts = at.any_teacher(path)
     assert facts['size'] == 48 and torch.allclose(teacher(x), net(x), atol=1e-5) and teacher(torch.randn(2, 1, 96, 96)).shape == (2, 5)
+
+
+# `vitnb import` -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def listed(tmp_path, monkeypatch):
+    "ImageNet-LT with four classes, and the arguments that find it"
+    list_tree(tmp_path/'lt', (2, 1, 4, 5), test_per_class=3)
+    monkeypatch.setitem(LIST_SETS, 'imagenet-lt', ListSet('Imagenet_LT_train.txt', 'Imagenet_LT_test.txt', 4, 12, 12))
+    monkeypatch.chdir(tmp_path)
+    return ['--dataset', 'imagenet-lt', '--folder', 'lt', '--lists', 'lt', '--device', 'cpu']
+
+
+def paco_file(path, num_classes=4):
+    "A ResNet-50 as PaCo's authors release it"
+    torch.manual_seed(0)
+    body, linear = torchvision.models.resnet50(num_classes=1), torch.nn.Linear(2048, num_classes)
+    weights = {f'encoder_q.{k}': v for k, v in body.state_dict().items() if not k.startswith('fc.')}
+    weights |= {'encoder_q.fc.0.weight': W, 'queue': W, **{f'linear.{k}': v for k, v in linear.state_dict().items()}}
+    torch.save(dict(state_dict={f'module.{k}': v for k, v in weights.items()}), path)
+    body.fc = linear
+    return body.eval()
+
+
+def test_a_released_resnet50_in_either_order_of_classes(tmp_path, listed, capsys):
+    "It is tested, built again from its folder, analysed; with --map-targets its answers are in the order of the images"
+    net = paco_file('paco.pth.tar')
+    for out, more in (('plain', []), ('mapped', ['--map-targets'])): assert main(['import', 'paco.pth.tar', *listed, '--out', out, *more]) == 0
+    plain, mapped = (open_run(out) for out in ('plain', 'mapped'))
+    *_, class_map = read_lists(LIST_SETS['imagenet-lt'], 'lt', 'lt')
+    assert class_map.tolist() == [2, 3, 1, 0] and plain.config['config']['data']['img_size'] == 224
+    assert np.array_equal(mapped.predictions['out'][:, class_map], plain.predictions['out']) and mapped.predictions['out'].std() > 0
+    again, x = load_model(mapped), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert isinstance(again, TimmNetwork) and again.config.network == 'resnet50'
+    with torch.no_grad(): assert torch.allclose(again(x)[:, class_map], net(x), atol=1e-5)
+    assert at.any_teacher('mapped')[1]['class_names'] == ['class 3', 'class 2', 'class 0', 'class 1']
+    assert main(['import', 'mapped/model.safetensors', *listed, '--out', 'second']) == 0
+    assert np.array_equal(open_run('second').predictions['out'], mapped.predictions['out'])
+    capsys.readouterr()
+    assert main(['import', 'mapped/model.safetensors', *listed, '--map-targets']) == 2 and 'leave --map-targets out' in capsys.readouterr().err
+    assert main(['import', 'paco.pth.tar', '--map-targets', '--device', 'cpu']) == 2 and 'for 4 classes' in capsys.readouterr().err
+    assert main(['analyse', 'mapped', '--only', 'scores', 'rank']) == 0 and (tmp_path/'mapped'/'analysis').is_dir()
+
+
+def test_without_a_recipe_that_of_the_data_set_is_taken(tmp_path, no_checksums, capsys):
+    "A student for 224 px is tested at 224 px on CIFAR, and one for another side says that it was changed"
+    cifar_tree(tmp_path, 'cifar10')
+    common = ['--dataset', 'cifar10', '--folder', str(tmp_path), '--n-max', '20', '--rho', '10', '--device', 'cpu']
+    for side, patch, changed in ((224, 32, False), (32, 8, True)):
+        save_official(make_student(student_config('nano', side, 3, 10, patch)), path := tmp_path/f'{side}.pth')
+        assert main(['import', str(path), *common, '--out', str(tmp_path/f'run-{side}')]) == 0
+        said = capsys.readouterr().out
+        assert 'as in the recipe cifar10-lt of deit-lt' in said and (f'made for images of {side} px and sees them here at 224 px' in said) == changed
+        run = open_run(tmp_path/f'run-{side}')
+        assert load_model(run).config.img_size == 224 and run.config['config']['data']['eval_crop'] == .875
+    for name, recipe in (('cifar100', 'cifar100-lt'), ('imagenet-lt', 'imagenet-lt'), ('inaturalist18', 'inaturalist-2018')):
+        assert import_data(Import(path, dataset=name)).img_size == 224 and f'recipe {recipe} of deit-lt' in capsys.readouterr().out
+    assert import_data(Import(path, dataset='cifar10', recipe='fashion-mnist-lt')).img_size is None and not capsys.readouterr().out

@@ -280,6 +280,33 @@ def test_training_on_official_lists(tmp_path, monkeypatch, capsys):
     assert main([*common, '--dry-run']) == 0 and 'missing' in capsys.readouterr().out
 
 
+def test_dry_run_of_the_papers_recipe(tmp_path, monkeypatch, capsys):
+    "DeiT-LT on ImageNet-LT: what it would do, with the files and without them, and what is missing each time"
+    import torchvision
+    from vitnb.cli import main
+    list_tree(tmp_path/'lt', (6, 20, 11))
+    monkeypatch.chdir(tmp_path)
+    def planned(*more):
+        assert main(['train', 'deit-lt', '--recipe', 'imagenet-lt', '--dry-run', '--student', 'nano', '--img-size', '32', '--patch-size', '16', '--device', 'cpu', *more]) == 0
+        said = capsys.readouterr().out.splitlines()
+        return {line[:14].strip(): line[15:] for line in said}, [line[15:] for line in said if line.startswith('missing')]
+    plan, missing = planned('--folder', 'lt', '--lists', 'nowhere')
+    assert '115846 training images of 1000 classes' in plan['data'] and plan['batch'] == '128 × 16 accumulated = 2048'
+    assert plan['epochs'].startswith('1400 of 115712 images, 3 views of 38570 images: 904 micro-batches, 57 updates')
+    assert len(missing) == 2 and 'ImageNet_LT_train.txt' in missing[0] and '`vitnb train teacher --recipe imagenet-lt`' in missing[1]
+    monkeypatch.setitem(LIST_SETS, 'imagenet-lt', ListSet('Imagenet_LT_train.txt', 'Imagenet_LT_test.txt', 3, 37, 6))
+    small = ['--folder', 'lt', '--lists', 'lt', '--repeats', '1', '--batch-size', '8']
+    plan, missing = planned(*small)
+    assert '37 training images of 3 classes' in plan['data'] and 'beside mixing from epoch 1201 of 1400' in plan['last stage']
+    assert len(missing) == 1 and '--recipe imagenet-lt' in missing[0]
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), 'teacher.pth')
+    assert planned(*small, '--teacher', 'teacher.pth', '--map-targets')[1] == ['nothing: leave --dry-run out to begin']
+    (tmp_path/'lt'/'train'/'n00000001'/'train_3.JPEG').unlink()
+    plan, missing = planned(*small, '--teacher', 'teacher.pth')
+    assert '37 training images' in plan['data'] and len(missing) == 1 and 'n00000001/train_3.JPEG' in missing[0]
+    assert not (tmp_path/'runs').exists()
+
+
 # Where pixels are kept ----------------------------------------------------------------------------------------------
 
 def folder_of_pictures(root: Path, classes=dict(cat=40, dog=30, owl=20), size=(44, 36)) -> Path:

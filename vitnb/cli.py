@@ -310,10 +310,12 @@ class Import:
     "run folder; None: the next free name in runs/"
     family: str = 'auto'
     "of a teacher: ldam, paco or ce"
+    map_targets: bool = False
+    "it numbers its classes as the lists of imagenet-lt or inaturalist18 do, not by size"
     recipe: str | None = None
     "test it on the images of this recipe, of deit-lt for a student and of teacher for a teacher: cifar10-lt, cifar100-lt, …"
     dataset: str | None = None
-    "test it on these images instead: fashion-mnist, cifar10, imagefolder:PATH, …"
+    "test it on these images: fashion-mnist, cifar10, imagefolder:PATH, …; without a recipe, as the one that is for them shows them"
     rho: float | None = None
     "imbalance factor of the data it was trained on; None: that of the recipe"
     n_max: int | None = None
@@ -332,16 +334,20 @@ def import_command(options: Import):
     from vitnb.methods.imported import import_checkpoint
     from vitnb.training.metrics import accuracy_table
     from vitnb.widgets.report import write_report
-    run = import_checkpoint(options.file, import_data(options), options.out, options.family, options.device)
+    run = import_checkpoint(options.file, import_data(options), options.out, options.family, options.device, map_targets=options.map_targets)
     print(accuracy_table({k.upper(): v for k, v in run.status['test'].items()}, f'{options.file.name}, test %'))
     print(f'report: {write_report(run)}')
 
 def import_data(options: Import):    # a `DataConfig`
     "The images that a student or a teacher of the recipe learns from: CIFAR's teachers see 32 px, its students 224"
+    from vitnb.methods.recipes import recipes
     from vitnb.models.checkpoints import read_checkpoint, read_header
     kind = 'deit-lt' if 'dist_token' in read_checkpoint(options.file) or read_header(options.file).get('kind') == 'student' else 'teacher'
+    known = {c.data.dataset: name for name, c in recipes('deit-lt').items()}      # those of a teacher have the same names
+    name = options.recipe or known.get(options.dataset, 'fashion-mnist-lt')
+    if options.recipe is None and options.dataset in known: print(f'note: the images of {options.dataset} are shown to it as in the recipe {name} of {kind}; --recipe names another')
     given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
-    return replace(_recipe(kind, options.recipe or 'fashion-mnist-lt').data, **given)
+    return replace(_recipe(kind, name).data, **given)
 
 # %% ../nbs/90_cli.ipynb #602b48e2
 def export_command(run: Path, file: Path, format: str | None = None, weights: str = 'last', latency: bool = False):

@@ -10,44 +10,71 @@ import torch
 from torch import nn
 from ..core import UserError
 from ..data.sets import DataConfig, LongTailed, long_tailed
-from ..models.checkpoints import read_checkpoint, read_header, save_official, student_from_checkpoint, teacher_from_checkpoint
+from .deit import listed_classes
+from ..models.any_teacher import teacher_source
+from ..models.checkpoints import read_checkpoint, read_header, save_official, student_from_checkpoint
 from ..models.mhca import MhcaStudentConfig
 from ..models.student import about_student
 from ..training.load import load_student
-from ..models.teacher import ResNet
+from ..models.teacher import CosineHead, ResNet, TimmNetwork
 from ..training.loop import Learner, TrainConfig, choose_bf16, choose_device, describe
-from ..training.train import test_run
+from ..training.train import processes_on, test_run
 from ..training.runs import Run, new_run_folder, recording, versions
 
 # %% auto #0
-__all__ = ['read_network', 'about_network', 'import_checkpoint', 'export_checkpoint']
+__all__ = ['TEACHERS', 'read_network', 'check_shape', 'about_network', 'renumber', 'import_checkpoint', 'export_checkpoint']
 
 # %% ../../nbs/methods/80_imported.ipynb #69c5c5e2
+TEACHERS = (ResNet, TimmNetwork)
+
 def read_network(path: str | Path,        # a file, not a run folder
                  img_size: int,           # pixels
                  family: str = 'auto',    # of an official teacher: ldam, paco or ce; auto: recognised
                 ) -> nn.Module:           # in evaluation mode
-    "The student (for images of that side) or the teacher in a checkpoint"
-    if 'dist_token' in read_checkpoint(path) or read_header(path).get('kind') == 'student': return student_from_checkpoint(path, img_size=img_size)
-    return teacher_from_checkpoint(path, family)
+    "The student (for images of that side, with a note when it was made for others) or the teacher in a checkpoint"
+    if 'dist_token' not in read_checkpoint(path) and read_header(path).get('kind') != 'student': return teacher_source(Path(path), family, fold=False).network
+    student = student_from_checkpoint(path)
+    if (side := student.config.img_size) == img_size: return student
+    student = student_from_checkpoint(path, img_size=img_size)
+    print(f'note: {Path(path).name} is made for images of {side} px and sees them here at {img_size} px: its position embeddings are interpolated')
+    return student
+
+def check_shape(network: nn.Module, data: LongTailed):
+    "Raise a `UserError` when a network is for other numbers of classes or channels than the images have"
+    shape = network.config
+    if (shape.num_classes, shape.in_chans) != (data.num_classes, data.channels):
+        raise UserError(f'the checkpoint is for {shape.num_classes} classes and {shape.in_chans} channels, the data have {data.num_classes} and {data.channels}')
 
 def about_network(network: nn.Module,
                   data: LongTailed,      # what it is tested on
                   known: dict = {},      # what its own file says, of `read_header`
                  ) -> dict:
     "What its checkpoint in the run folder says about it; raises `UserError` when it is not for these images"
-    if not hasattr(network, 'config'): raise UserError(f'{type(network).__name__} cannot be kept in a run folder: a student or a CIFAR-style ResNet can')
-    shape = network.config
-    if (shape.num_classes, shape.in_chans) != (data.num_classes, data.channels):
-        raise UserError(f'the checkpoint is for {shape.num_classes} classes and {shape.in_chans} channels, the data have {data.num_classes} and {data.channels}')
+    check_shape(network, data)
     for own, ours in zip(known.get('class_names') or (), data.train.class_names):
         if own != ours: raise UserError(f'the checkpoint calls a class {own!r} where these images have {ours!r}: test it on the images that it was trained on, or on others whose class folders have the same names')
-    return dict(dict(kind='teacher', config=asdict(shape)) if isinstance(network, ResNet) else about_student(shape), **data.known(), **_size(network, data, known))
+    return dict(dict(kind='teacher', config=asdict(network.config)) if isinstance(network, TEACHERS) else about_student(network.config), **data.known(), **_size(network, data, known))
 
 def _size(network: nn.Module, data: LongTailed, known: dict) -> dict:
     "What is known about a teacher's images: what its file says, or else that it was tested at this size"
-    if not isinstance(network, ResNet): return {}
+    if not isinstance(network, TEACHERS): return {}
     return dict(img_size=known.get('img_size') or data.img_size) | {k: known[k] for k in ('mixed',) if k in known}
+
+# %% ../../nbs/methods/80_imported.ipynb #83a01290
+def renumber(network: nn.Module,     # its last layers are changed
+             data: LongTailed,       # its classes are named by their numbers in the list
+             known: dict = {},       # what its own file says, of `read_header`
+            ) -> dict:               # the same, with the names of its classes in the new order
+    "Put the answers of a network that numbers its classes as a list does into the order of the data, by size"
+    check_shape(network, data)
+    ours, names = data.train.class_names, known.get('class_names')
+    if names and tuple(names) == tuple(ours): raise UserError('the classes of the checkpoint are numbered by size already, as those of the images are: leave --map-targets out')
+    listed = listed_classes(ours).argsort()        # which of its classes each of ours is
+    heads = [h for h in (getattr(network, name, None) for name in ('linear', 'head', 'head_dist')) if isinstance(h, (nn.Linear, CosineHead))]
+    if not heads: raise UserError(f'the classes of a {type(network).__name__} cannot be put into another order: leave --map-targets out')
+    for head in heads:
+        for weight in head.parameters(): weight.data = weight.data.index_select(1 if isinstance(head, CosineHead) else 0, listed)
+    return dict(known, class_names=[names[i] for i in listed]) if names else known
 
 # %% ../../nbs/methods/80_imported.ipynb #199def30
 def import_checkpoint(path: str | Path,                  # a file, not a run folder
@@ -56,18 +83,19 @@ def import_checkpoint(path: str | Path,                  # a file, not a run fol
                       family: str = 'auto',              # of an official teacher: ldam, paco or ce; auto: recognised
                       device: str = 'auto',              # cpu, cuda, mps, or auto
                       data: LongTailed | None = None,    # the images of `config`, when they are loaded already
+                      map_targets: bool = False,         # its classes are numbered as the lists of imagenet-lt or inaturalist18 do, not by size
                      ) -> Run:
     "Test a network of a checkpoint and keep it as a run; raises `UserError` when it does not fit the data"
-    from accelerate import Accelerator
     data, device = data or long_tailed(config), choose_device(device)
-    network, bf16, known = read_network(path, data.img_size, family).to(device), choose_bf16('auto', device), read_header(path)
+    network, bf16, known = read_network(path, data.img_size, family), choose_bf16('auto', device), read_header(path)
     if 'mean' in known: data = replace(data, mean=tuple(known['mean']), std=tuple(known['std']))
-    learner = Learner(network, lambda model, batch, epoch: {}, about=about_network(network, data, known))
+    if map_targets: known = renumber(network, data, known)
+    learner = Learner(network.to(device), lambda model, batch, epoch: {}, about=about_network(network, data, known))
     settings = TrainConfig(data=config, epochs=0, device=device.type)
     run = Run(new_run_folder(out, 'imported'))
-    about = dict(method='imported', config=dict(asdict(settings), checkpoint=Path(path).name), data=describe(data), model=learner.about,
+    about = dict(method='imported', config=dict(asdict(settings), checkpoint=Path(path).name, renumbered=map_targets), data=describe(data), model=learner.about,
                  machine=dict(device=str(device), precision='bf16' if bf16 else 'fp32', threads=torch.get_num_threads(), **versions()))
-    with recording(run, about) as status: status['test'] = test_run(learner, Accelerator(cpu=device.type == 'cpu', mixed_precision='no'), data, run, bf16)
+    with recording(run, about) as status: status['test'] = test_run(learner, processes_on(device), data, run, bf16)
     return run
 
 # %% ../../nbs/methods/80_imported.ipynb #5a987161

@@ -13,7 +13,6 @@ import numpy as np
 import timm, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet as imagenet
 from ..core import UserError, packaged, to_device
 from ..data.longtail import by_size
 from .checkpoints import read_checkpoint, read_header, student_from_checkpoint, teacher_from_checkpoint
@@ -198,11 +197,9 @@ def teacher_source(teacher: str | Path,      # timm:NAME, timm:NAME@FILE, a run 
         name = f'ViT of width {network.config.embed_dim}' if 'dist_token' in weights else network.config.backbone
         return Source(network, name, network.config.num_classes, about=about, file=path, **(known | dict(size=network.config.img_size)))
     network = teacher_from_checkpoint(path, family)
-    if isinstance(network, ResNet):
-        if not ours: known['size'] = 32
-        return Source(ready(network), f'ResNet-{network.config.depth}', network.config.num_classes, about=about, file=path, **known)
-    classes = next(p.shape[0] if hasattr(network.fc, 'bias') else p.shape[1] for n, p in network.fc.named_parameters() if n == 'weight')
-    return Source(ready(network), f'ResNet of {sum(isinstance(m, nn.Conv2d) for m in network.modules())} convolutions', classes, None, None, about, path)
+    small = isinstance(network, ResNet)
+    if small and not ours: known['size'] = 32
+    return Source(ready(network), f'ResNet-{network.config.depth}' if small else network.config.network, network.config.num_classes, about=about, file=path, **known)
 
 # %% ../../nbs/models/30_any_teacher.ipynb #5bef6b44
 def any_teacher(teacher: str | Path,                             # timm:NAME, timm:NAME@FILE, a run folder, or a file

@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet as imagenet
 from ..core import UserError, choose, whole_file
 from .mhca import with_mhca
 from .student import PRESETS, Student, StudentConfig, described_student, load_weights, read_about, read_weights, resized_student
-from .teacher import CosineHead, ResNet, TeacherConfig
+from .teacher import ResNet, TeacherConfig, TimmNetwork, build_teacher
 
 # %% auto #0
 __all__ = ['INERT', 'FAMILIES', 'UNUSED', 'STAGES', 'Inert', 'read_checkpoint', 'recognise_student', 'read_header',
@@ -192,32 +191,34 @@ def _teacher_shape(weights: dict[str, Tensor], name: str, path, sizes: int) -> t
     return tuple(weights[name].shape)
 
 # %% ../../nbs/models/20_checkpoints.ipynb #03d16262
-STAGES = {(False, (2, 2, 2, 2)): 'ResNet-18', (False, (3, 4, 6, 3)): 'ResNet-34', (True, (3, 4, 6, 3)): 'ResNet-50',
-          (True, (3, 4, 23, 3)): 'ResNet-101', (True, (3, 8, 36, 3)): 'ResNet-152'}
+STAGES = {     # bottlenecks or not, blocks in the stages → timm's name
+    (False, (2, 2, 2, 2)): 'resnet18', (False, (3, 4, 6, 3)): 'resnet34', (True, (3, 4, 6, 3)): 'resnet50',
+    (True, (3, 4, 23, 3)): 'resnet101', (True, (3, 8, 36, 3)): 'resnet152'}
 
-def _teacher_network(weights: dict[str, Tensor], cosine: bool, path) -> nn.Module:
-    "A network of the shape of these weights, its classifier under `linear` or, in torchvision's words, `fc`"
+def _teacher_network(weights: dict[str, Tensor], cosine: bool, path) -> ResNet | TimmNetwork:
+    "A network of the shape of these weights, its classifier under `linear`"
     channels, head = _teacher_shape(weights, 'conv1.weight', path, 4)[1], _teacher_shape(weights, 'linear.weight', path, 2)
-    classes, features = head[::-1] if cosine else head
+    classes = head[1] if cosine else head[0]
     blocks = tuple(len({k.split('.')[1] for k in weights if k.startswith(f'layer{i}.')}) for i in (1, 2, 3, 4))
     if blocks[3] == 0:
         if blocks[0] not in range(1, 201) or blocks[:3] != (blocks[0],) * 3: raise UserError(f'{path}: {blocks[:3]} blocks in its stages are not a ResNet for small images')
         return ResNet(TeacherConfig(6 * blocks[0] + 2, channels, classes, cosine))
     deep = 'layer1.0.conv3.weight' in weights
     if (deep, blocks) not in STAGES: raise UserError(f'{path}: {blocks} blocks in its stages are none of {", ".join(STAGES.values())}')
-    network = imagenet.ResNet(imagenet.Bottleneck if deep else imagenet.BasicBlock, list(blocks), num_classes=1)
-    network.fc = CosineHead(features, classes) if cosine else nn.Linear(features, classes)
-    return network
+    return build_teacher(TeacherConfig(in_chans=channels, num_classes=classes, cosine=cosine, network=STAGES[deep, blocks]))
 
 # %% ../../nbs/models/20_checkpoints.ipynb #d33e675f
 def teacher_from_checkpoint(path: str | Path,       # .safetensors, .pth, .pt or .tar, see `read_checkpoint`
                             family: str = 'auto',   # ldam, paco or ce; auto: recognise it
-                           ) -> nn.Module:          # (B, channels of its weights, H, W) → (B, C) logits, in evaluation mode
+                           ) -> ResNet | TimmNetwork:    # (B, channels of its weights, H, W) → (B, C) logits, in evaluation mode
     "The network that answers in an official teacher's checkpoint"
     weights, cosine = _teacher_weights(read_checkpoint(path), family, path)
     network = _teacher_network(weights, cosine, path)
-    if not isinstance(network, ResNet): weights = {re.sub(r'^linear\.', 'fc.', k): v for k, v in weights.items()}
-    load_weights(network, weights, path)
+    head = {k: v for k, v in weights.items() if k.startswith('linear.')}
+    if isinstance(network, TimmNetwork):
+        load_weights(network.body, {k: v for k, v in weights.items() if k not in head}, path)
+        load_weights(nn.ModuleDict(dict(linear=network.linear)), head, path)
+    else: load_weights(network, weights, path)
     return network.eval()
 
 # %% ../../nbs/models/20_checkpoints.ipynb #5a1b9747
