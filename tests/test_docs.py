@@ -43,7 +43,7 @@ def test_settings_and_output_are_whole(site):
     # forty epochs in one block, whose columns stay below each other
     assert re.search(r'<pre class="columns"><code>[^<]*\n    1 [^<]*\n   40 ', shown)
     # how an object is made, where its class is no dataclass
-    assert 'whose answer: ' in (site/'analysis/flatness.html').read_text('utf-8').split('id="landscape"')[1].split('<details')[0]
+    assert 'whose answer: ' in (site/'analysis/flatness.html').read_text('utf-8').split('id="landscape" class')[1].split('<details')[0]
     index = (site/'search.json').read_text('utf-8')
     assert 'Logit adjustment' in index and '\\propto' not in index
 
