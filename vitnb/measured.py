@@ -10,7 +10,7 @@ import numpy as np
 from .core import choose, packaged
 
 # %% auto #0
-__all__ = ['saved_rows', 'measured', 'group_bars', 'backbone_bars']
+__all__ = ['saved_rows', 'measured', 'group_bars', 'backbone_bars', 'signed', 'pairs_cell']
 
 # %% ../nbs/03_measured.ipynb #e3cd9d5a
 def saved_rows(file: str,            # in data/results, such as deit_lt_small.json
@@ -59,3 +59,15 @@ def backbone_bars(shown: str,                      # the name that is lit, such 
     ax.set_yticks(range(len(reached)), reached, fontsize=9); ax.invert_yaxis(); ax.set_xlabel('test accuracy, %: balanced softmax, a dot a seed', fontsize=9)
     ax.tick_params(labelsize=9); ax.spines[['top', 'right']].set_visible(False)
     return reached
+
+# %% ../nbs/03_measured.ipynb #2bd80468
+def signed(value: float) -> str:
+    "A difference with its sign and one decimal; what rounds to nothing is +0.0"
+    return f'{round(value, 1) + 0.:+.1f}'
+
+def pairs_cell(differences: Sequence[float],     # one a seed
+              ) -> str:                          # for a Markdown table; a dash where there are none
+    "The mean of paired differences and, small and below it, each of them"
+    if not len(differences): return '–'
+    each = ',\xa0'.join(map(signed, differences))
+    return f'{signed(np.mean(differences))}<br><small>({each})</small>'
