@@ -1,22 +1,24 @@
 """Kill a training at random moments and go on with it: is the end always, bit for bit, that of a run that was left alone?
 
-    python tests/kills.py [--kills 50] [--seed 0]
+    python tests/kills.py [--kills 50] [--seed 0] [--out data/results/kills.json]
 
 Every trial starts a DeiT-LT run in a process of its own, ends it with SIGKILL after a random time, and resumes it (with a chance of
 further kills on the way), until so many kills have struck a run that was under way. It prints a line a trial and exits with status 1 if
-any differs. The moments follow from the seed.
+any differs. The moments follow from the seed. With --out it also writes what it found, with versions and processor.
 """
 import argparse, hashlib, json, os, random, signal, sys, tempfile, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
+from vitnb.core import whole_file
 from vitnb.data.sets import DataConfig, long_tailed
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.registry import resume
 from vitnb.methods.teacher import Teacher
+from vitnb.training.loop import choose_bf16
 from vitnb.training.runs import Run
-from vitnb.training.train import train
+from vitnb.training.train import this_machine, train
 
 
 def in_a_process(work, after: float | None = None) -> tuple[bool, float]:
@@ -91,9 +93,13 @@ if __name__ == '__main__':
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument('--kills', type=int, default=50)
     arguments.add_argument('--seed', type=int, default=0)
-    given = arguments.parse_args()
+    arguments.add_argument('--out', type=Path)
+    given, start = arguments.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         os.environ['VITNB_CACHE'] = str(Path(name)/'cache')
         good, trials, struck = kills(given.kills, given.seed, Path(name))
     print(f'{good} of {trials} runs ended as the one that was left alone; the {sum(struck.values())} kills struck {dict(struck)}')
+    if given.out:
+        found = dict(kills=sum(struck.values()), struck=dict(struck), runs=trials, same_end=good, seed=given.seed, seconds=round(time.monotonic() - start))
+        with whole_file(given.out) as part: part.write_text(json.dumps(dict(command=f'python tests/kills.py --kills {given.kills} --seed {given.seed} --out data/results/kills.json', **found, machine=this_machine(torch.device('cpu'), choose_bf16('auto', torch.device('cpu')), 'explicit')), indent=1) + '\n')
     sys.exit(good != trials)

@@ -1,14 +1,13 @@
-"The demo's claim in small: a shorter training already splits the two tokens into a head and a tail expert"
+"The claim in small: a training shorter than the demo's already splits the two tokens into a head and a tail expert"
 import json
 
 from conftest import BIN, call
 
 
 def test_dist_becomes_the_tail_expert_and_cls_the_head_expert(tmp_path):
-    print(call(BIN/'vitnb', 'demo', '--epochs', '16', '--out', 'demo', cwd=tmp_path, minutes=20))
-    vit, deit_lt = (json.loads((tmp_path/'demo'/m/'status.json').read_text())['test'] for m in ('vit', 'deit-lt'))
-    assert deit_lt['dist']['tail'] > deit_lt['cls']['tail'] + 15
-    assert deit_lt['cls']['head'] > deit_lt['dist']['head'] + 5
-    assert deit_lt['dist']['overall'] > vit['avg']['overall'] + 5
-    assert abs(vit['cls']['tail'] - vit['dist']['tail']) < 5, 'without a teacher nothing tells the two tokens apart'
-    assert deit_lt['avg']['overall'] > vit['avg']['overall']
+    "What ViT reaches beside it takes as long again; that comparison is the experiments', at full length and with several seeds"
+    print(call(BIN/'vitnb', 'train', 'deit-lt', '--epochs', '16', '--out', 'run', cwd=tmp_path, minutes=20))
+    reached = json.loads((tmp_path/'run/status.json').read_text())['test']
+    assert reached['dist']['tail'] > reached['cls']['tail'] + 15
+    assert reached['cls']['head'] > reached['dist']['head'] + 5
+    assert reached['cls']['overall'] + 5 < reached['dist']['overall'] and reached['cls']['overall'] < reached['avg']['overall']
