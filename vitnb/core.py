@@ -76,7 +76,11 @@ class Draws:
     def __init__(self, *name,
                  rows=None,             # (n,) which rows are wanted; None: all
                  of: int | None = None): # how many the whole batch has, when only some are wanted
-        self.random, self.rows, self.of = generator(*name), rows, of
+        self.name, self.random, self.rows, self.of = name, generator(*name), rows, of
+
+    def apart(self, purpose: str) -> Draws:
+        "Random numbers of their own for one purpose, so that drawing them changes none of the others"
+        return Draws(*self.name, purpose, rows=self.rows, of=self.of)
 
     def _kept(self, numbers): return numbers if self.rows is None else numbers[..., self.rows]
 

@@ -11,12 +11,15 @@ from typing import ClassVar, NamedTuple
 import numpy as np, torch
 import torch.nn.functional as F
 from ..core import Draws, UserError, choose, generator, seed_of, to_device
+from .autoaugment import auto_augment
+from .jitter import colour_jitter
 from .randaugment import rand_augment
 from .sets import ImageSet, LongTailed
 
 # %% auto #0
-__all__ = ['AugmentConfig', 'epoch_steps', 'batch_indices', 'epoch_order', 'pad_crop', 'resized_crop', 'erase_rectangles',
-           'normalise', 'clean_view', 'augment', 'numpy_seed', 'mix', 'own_rows', 'Batch', 'make_batch', 'resident']
+__all__ = ['AugmentConfig', 'epoch_steps', 'batch_indices', 'epoch_order', 'pad_crop', 'resized_crop', 'rectangles',
+           'erase_rectangles', 'cut_out', 'normalise', 'clean_view', 'augment', 'numpy_seed', 'mix', 'own_rows',
+           'Batch', 'make_batch', 'resident']
 
 # %% ../../nbs/data/20_batches.ipynb #e920a64d
 @dataclass(frozen=True)
@@ -32,6 +35,14 @@ class AugmentConfig:
     "mirror half of the images"
     rand_augment: bool = False
     "spoil each image in two random ways (RandAugment), as for 224 px"
+    auto_augment: bool = False
+    "spoil each image by one of 25 pairs of operations that were found for CIFAR (AutoAugment)"
+    jitter: float = 0.
+    "by how much brightness, contrast and saturation of each image may change (colour jitter); 0 turns it off"
+    hue: float = 0.
+    "by what share of the circle of colours those of each image may turn, at most 0.5"
+    cutout: int = 0
+    "side in pixels, an even number, of a black square somewhere on each image (Cutout); 0 turns it off"
     erase: float = .25
     "share of images in which a rectangle is replaced by noise"
     mixup: float = .8
@@ -40,7 +51,7 @@ class AugmentConfig:
     "α of CutMix's Beta distribution; 0 turns it off"
     smoothing: float = .1
     "label smoothing, while mixing"
-    LIMITS: ClassVar = dict(pad=(0, math.inf), min_area=(.001, 1), erase=(0, 1), mixup=(0, math.inf), cutmix=(0, math.inf), smoothing=(0, 1))
+    LIMITS: ClassVar = dict(pad=(0, math.inf), min_area=(.001, 1), jitter=(0, math.inf), hue=(0, .5), cutout=(0, math.inf), erase=(0, 1), mixup=(0, math.inf), cutmix=(0, math.inf), smoothing=(0, 1))
 
     @property
     def mixes(self) -> bool:
@@ -106,6 +117,19 @@ def resized_crop(images: torch.Tensor,        # (B, channels, H, W) float
     return F.grid_sample(images, grid, mode='bicubic', padding_mode='reflection', align_corners=False)
 
 # %% ../../nbs/data/20_batches.ipynb #fd56cd99
+def rectangles(top: torch.Tensor,       # (B,) first row
+               left: torch.Tensor,      # (B,) first column
+               height: torch.Tensor,    # (B,) rows; what reaches over the rim is cut off
+               width: torch.Tensor,     # (B,) columns
+               H: int,                  # height of the images in pixels
+               W: int,                  # width of the images in pixels
+              ) -> torch.Tensor:        # (B, 1, H, W) bool
+    "Which pixels lie in the rectangle of their image"
+    rows, columns = torch.arange(H, device=top.device), torch.arange(W, device=top.device)
+    inside_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
+    inside_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
+    return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+
 def erase_rectangles(images: torch.Tensor,    # (B, channels, H, W) normalised
                      share: float,            # of the images, from 0 to 1
                      random: Draws,           # a fresh one of the same name gives the same result
@@ -116,12 +140,20 @@ def erase_rectangles(images: torch.Tensor,    # (B, channels, H, W) normalised
     area, ratio = .02 + (1 / 3 - .02) * area, torch.exp((2 * ratio - 1) * np.log(1 / .3))
     h, w = (H * (area * ratio).sqrt()).clamp(max=H).int(), (W * (area / ratio).sqrt()).clamp(max=W).int()
     top, left, h, w, chosen = to_device(torch.stack([(y * (H - h + 1)).int(), (x * (W - w + 1)).int(), h, w, (chosen < share).int()]), images.device)
-    rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
-    inside_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None])
-    inside_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
-    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :] & chosen.bool().view(B, 1, 1, 1)
+    inside = rectangles(top, left, h, w, H, W) & chosen.bool().view(B, 1, 1, 1)
     noise = random.noise(images.shape, images.device)
     return torch.where(inside, noise, images)
+
+def cut_out(images: torch.Tensor,    # (B, channels, H, W) before they are normalised
+            side: int,               # of the square in pixels, even
+            random: Draws,           # a fresh one of the same name gives the same result
+           ) -> torch.Tensor:        # (B, channels, H, W)
+    "A black square in each image (DeVries and Taylor 2017): its middle is any of the pixels, and what reaches over the rim is cut off"
+    (B, H, W), half = (images.shape[0], *images.shape[2:]), side // 2
+    top, left = to_device(torch.stack([random.randint(H, B) - half, random.randint(W, B) - half]), images.device)
+    size = torch.full_like(top, 2 * half)
+    return images.masked_fill(rectangles(top, left, size, size, H, W), 0)
+
 
 # %% ../../nbs/data/20_batches.ipynb #4db5aca4
 def normalise(images: torch.Tensor,    # (N, channels, H, W) uint8, or float from 0 to 255
@@ -164,7 +196,10 @@ def augment(images: torch.Tensor,       # (B, channels, H, W) uint8
     if config.flip:
         mirrored = to_device(random.rand(len(images)) < .5, images.device)
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+    if config.jitter or config.hue: images = colour_jitter(images, random.apart('jitter'), config.jitter, config.hue)
     if config.rand_augment: images = rand_augment(images, 255 * torch.tensor(mean), random)
+    if config.auto_augment: images = auto_augment(images, random.apart('auto augment'))
+    if config.cutout: images = cut_out(images, config.cutout, random.apart('cutout'))
     images = normalise(images, mean, std)
     return erase_rectangles(images, config.erase, random) if config.erase else images
 

@@ -12,7 +12,7 @@ from ..core import Draws, to_device
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'LARGEST', 'grey', 'blend', 'contrast', 'sharpness', 'auto_contrast', 'equalise', 'affine',
-           'shape_matrices', 'apply', 'rand_augment']
+           'shape_matrices', 'operate', 'apply', 'rand_augment']
 
 # %% ../../nbs/data/16_randaugment.ipynb #4b4e05ce
 def grey(images: Tensor) -> Tensor:     # (n, 1 or 3, H, W) → (n, 1, H, W), 0 to 255
@@ -65,14 +65,15 @@ def equalise(images: Tensor) -> Tensor:     # (n, channels, H, W) float, whole n
 def affine(images: Tensor,      # (n, channels, H, W) float
            matrices: Tensor,    # (n, 2, 3) from output to input coordinates, in pixels from the centre
            fill: Tensor,        # (channels,) colour of what comes in from outside
+           mode: str = 'bilinear',     # how pixels are read between others: nearest, bilinear or bicubic
           ) -> Tensor:          # (n, channels, H, W) float
-    "Each picture seen through its own affine map, bilinear"
+    "Each picture seen through its own affine map"
     H, W = images.shape[2:]
     scale = to_device(torch.tensor([W / 2, H / 2]), images.device)
     theta = torch.cat([matrices[:, :, :2] * scale / scale[:, None], matrices[:, :, 2:] / scale[:, None]], 2)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     fill = fill.to(images).view(1, -1, 1, 1)
-    return F.grid_sample(images - fill, grid, align_corners=False) + fill
+    return F.grid_sample(images - fill, grid, mode=mode, align_corners=False) + fill
 
 def shape_matrices(name: str,         # one of `LARGEST`
                    amount: Tensor,    # (n,) degrees to rotate, slope of a shear, share of the side to move by
@@ -95,26 +96,42 @@ OPERATIONS = ('auto_contrast', 'equalise', 'invert', 'rotate', 'posterise', 'sol
               'shear_x', 'shear_y', 'translate_x', 'translate_y')
 LARGEST = dict(rotate=30., shear_x=.3, shear_y=.3, translate_x=.45, translate_y=.45)     # at level 10
 
+def operate(name: str,          # one of `OPERATIONS`
+            images: Tensor,     # (n, channels, H, W) float, 0 to 255
+            amount: Tensor,     # (n,) what a shape needs (see `shape_matrices`), bits that are kept, the darkest level to invert, levels to add, or a factor
+            fill: Tensor,       # (channels,) colour of what comes in from outside, 0 to 255
+            mode: str = 'bilinear',     # how shapes read pixels between others: nearest, bilinear or bicubic
+           ) -> Tensor:         # (n, channels, H, W) float, 0 to 255
+    "One operation on pictures with pixels from 0 to 255, each by an amount of its own"
+    wide = lambda v: v.view(-1, 1, 1, 1)
+    if name in LARGEST: return affine(images, shape_matrices(name, amount, *images.shape[2:]), fill, mode).clamp(0, 255)
+    if name in ('auto_contrast', 'equalise'): return dict(auto_contrast=auto_contrast, equalise=equalise)[name](images)
+    if name == 'invert': return 255 - images
+    if name == 'posterise':
+        step = wide(2. ** (8 - amount))
+        return (images / step).floor() * step
+    if name == 'solarise': return torch.where(images >= wide(amount), 255 - images, images)
+    if name == 'solarise_add': return torch.where(images < 128, (images + wide(amount)).clamp(max=255), images)
+    if name == 'contrast': return contrast(images, amount)
+    if name == 'sharpness': return sharpness(images, amount)
+    return blend(grey(images).expand_as(images) if name == 'colour' else torch.zeros_like(images), images, amount)
+
+
+# %% ../../nbs/data/16_randaugment.ipynb #a9e8c82e
 def apply(name: str,         # one of `OPERATIONS`
           images: Tensor,    # (n, channels, H, W) float, 0 to 255
           level: Tensor,     # (n,) strength, from 0 to 10
           sign: Tensor,      # (n,) 1 or −1, for operations with a direction
           fill: Tensor,      # (channels,) colour of what comes in from outside, 0 to 255
          ) -> Tensor:        # (n, channels, H, W) float, 0 to 255
-    "One operation on pictures with pixels from 0 to 255"
-    wide, share = lambda v: v.view(-1, 1, 1, 1), level / 10
-    if name in LARGEST: return affine(images, shape_matrices(name, sign * share * LARGEST[name], *images.shape[2:]), fill).clamp(0, 255)
-    if name in ('auto_contrast', 'equalise'): return dict(auto_contrast=auto_contrast, equalise=equalise)[name](images)
-    if name == 'invert': return 255 - images
-    if name == 'posterise':
-        step = wide(2. ** (8 - (4 - (share * 4).floor())))
-        return (images / step).floor() * step
-    if name == 'solarise': return torch.where(images >= wide(256 - (share * 256).floor()), 255 - images, images)
-    if name == 'solarise_add': return torch.where(images < 128, (images + wide((share * 110).floor().clamp(max=128))).clamp(max=255), images)
-    factor = (1 + sign * share * .9).clamp(min=.1)
-    if name == 'contrast': return contrast(images, factor)
-    if name == 'sharpness': return sharpness(images, factor)
-    return blend(grey(images).expand_as(images) if name == 'colour' else torch.zeros_like(images), images, factor)
+    "One operation at the strength of its level"
+    share = level / 10
+    if name in LARGEST: amount = sign * share * LARGEST[name]
+    elif name == 'posterise': amount = 4 - (share * 4).floor()
+    elif name == 'solarise': amount = 256 - (share * 256).floor()
+    elif name == 'solarise_add': amount = (share * 110).floor().clamp(max=128)
+    else: amount = (1 + sign * share * .9).clamp(min=.1)
+    return operate(name, images, amount, fill)
 
 # %% ../../nbs/data/16_randaugment.ipynb #4fabff2c
 def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0 to 255

@@ -23,7 +23,7 @@ from .schedule import SCHEDULES, learning_rate, stepped_rate
 
 # %% auto #0
 __all__ = ['Optimisation', 'TrainConfig', 'Learner', 'choose_device', 'choose_bf16', 'answers', 'predict', 'Place', 'fit',
-           'rate_at', 'update_after', 'update', 'backward', 'check_settings', 'with_short_warmup', 'describe',
+           'rate_at', 'rho_at', 'update_after', 'update', 'backward', 'check_settings', 'with_short_warmup', 'describe',
            'summary']
 
 # %% ../../nbs/training/50_loop.ipynb #c7a32dea
@@ -50,6 +50,8 @@ class Optimisation:
     "of sgd"
     sam_rho: float = 0
     "distance of sharpness-aware minimisation; 0 turns it off"
+    sam_steps: tuple[float, ...] = ()
+    "when that distance changes, in pairs: share of the epochs after which, and the distance from then on"
     clip_grad: float = 0
     "largest norm of the gradient; 0: no limit"
     ema_decay: float = 0
@@ -213,6 +215,13 @@ def rate_at(config: TrainConfig,
     if config.schedule == 'steps': return stepped_rate(time, config.lr, config.epochs, config.warmup_epochs, config.warmup_lr, config.step_factor)
     return learning_rate(time, config.lr, config.epochs, config.warmup_epochs, config.warmup_lr, config.min_lr)
 
+def rho_at(config: TrainConfig,
+           epoch: int,           # counted from 0
+          ) -> float:            # 0: without SAM
+    "SAM's distance in an epoch: that of the last of `sam_steps` that has begun"
+    begun = [rho for share, rho in zip(config.sam_steps[::2], config.sam_steps[1::2]) if epoch >= round(share * config.epochs)]
+    return begun[-1] if begun else config.sam_rho
+
 def update_after(config: TrainConfig,
                  step: int,      # in the epoch, counted from 0
                  steps: int,     # in an epoch
@@ -253,7 +262,7 @@ def backward(config: TrainConfig, learner: Learner,
         with nullcontext() if share else accelerator.no_sync(learner.model): return once()
     with aside(learner.model.parameters()):
         losses = once()
-        origin = climb(learner.model.parameters(), config.sam_rho)
+        origin = climb(learner.model.parameters(), rho_at(config, epoch))
         once()
         descend(origin)
     return losses
@@ -273,6 +282,10 @@ def check_settings(config: TrainConfig):
     if config.track in ('tensorboard', 'wandb'):
         from accelerate.utils import is_tensorboard_available, is_wandb_available
         if not dict(tensorboard=is_tensorboard_available, wandb=is_wandb_available)[config.track](): raise UserError(f'track={config.track}: it is not installed here, `pip install {config.track}`')
+    shares, distances = config.sam_steps[::2], config.sam_steps[1::2]
+    rising = len(shares) == len(distances) and all(0 < a < b for a, b in zip(shares, (*shares[1:], 1))) and all(0 < d < math.inf for d in distances)
+    if config.sam_steps and not (config.sam_rho and rising):
+        raise UserError(f'sam_steps={config.sam_steps}: give pairs of a share of the epochs (between 0 and 1, rising) and a distance above 0, such as .1 .05 .5 .2, and with sam_rho the distance before them')
     if config.shard and config.ema_decay: raise UserError('shard and ema_decay do not go together: a moving average would need all the weights in one place')
     choose_device(config.device)
 
