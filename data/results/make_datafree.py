@@ -8,7 +8,8 @@ What is written there is not run again, and a set of images that was begun is go
 stopped and started; with --list it says what is done and what is missing. The teacher is trained on all real images of
 the package; the students see only one set. With `two` stages they are DearKD's: the teacher leaves after five sixths of
 the epochs; with `one` it stays to the end. There is no validation part, and the last weights count. Seconds of the
-processor are of all threads together; None where a set or a student was made in more than one go.
+processor are of all threads together; None where a teacher, a set or a student was not made in this very go. The picture
+keeps the rows of sets that are not named.
 --tiny is a rehearsal with a few steps; its numbers mean nothing and go to another file.
 """
 import argparse, json, re, time
@@ -65,7 +66,9 @@ def run_seed(given, results: Path, rows: list[dict], seed: int):
     print(f'seed {seed}: {len(done)} students done, missing: {", ".join(f"{n} ({s})" for n, s in todo) or "none"}', flush=True)
     if given.list or not todo: return
     data, folder, size = long_tailed(real_images(given.tiny)), given.folder/f'seed-{seed}', sizes(given)
+    begun, cpu = (folder/'teacher').exists(), time.process_time()
     teacher = once(Teacher(data=real_images(given.tiny), augment=AugmentConfig(erase=0, mixup=0, cutmix=0, smoothing=0), loss='ce', drw_start=1., sam_rho=0., batch_size=BATCH, seed=seed, **size['teacher']), 'teacher', folder/'teacher', data)
+    taught = None if begun else time.process_time() - cpu
     print(f'  teacher: {teacher.status["test"]["out"]["overall"]:.1f} %', flush=True)
     for name, stages in todo:
         images, making = images_of(name, given, data, str(teacher.path), folder, seed)
@@ -76,7 +79,7 @@ def run_seed(given, results: Path, rows: list[dict], seed: int):
         begun, run = place.exists(), once(config, 'dearkd', place, replace(data, train=images))
         cpu = None if begun else time.process_time() - cpu
         rows.append(dict(set=name, stages=stages, seed=seed, images=len(images), teacher=teacher.status['test']['out']['overall'], accuracy=run.status['test']['avg']['overall'], by_head={h: v['overall'] for h, v in run.status['test'].items()},
-                         **about_images(images, data, str(teacher.path)), cpu_making=making, cpu_training=cpu, seconds_training=run.status['seconds'], updates=epochs * (len(images) // BATCH), machine=run.config['machine']))
+                         **about_images(images, data, str(teacher.path)), cpu_teacher=taught, cpu_making=making, cpu_training=cpu, seconds_training=run.status['seconds'], updates=epochs * (len(images) // BATCH), machine=run.config['machine']))
         with whole_file(results) as path: path.write_text(json.dumps(dict(maker='data/results/make_datafree.py', size=given.size, settings=size, rows=rows)) + '\n')
         print(f'  {name} ({stages}): {time.monotonic() - start:.0f} s, {rows[-1]["accuracy"]:.1f} %', flush=True)
     if seed == given.seeds[0]: draw(given, results, data, str(teacher.path), folder, seed)
@@ -110,13 +113,19 @@ def about_images(images: ImageSet, data, teacher: str) -> dict:
 
 
 def draw(given, results: Path, data, teacher: str, folder: Path, seed: int):
-    "Four images of each of five classes (every second one), one row for each set"
-    rows = []
+    "Four images of each of five classes (every second one), one row for each set; the file names its rows, and those of other sets stay"
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+    path, rows = results.with_suffix('.png'), {}
+    if path.exists():
+        with Image.open(path) as old: names, pixels = json.loads(old.text['sets']), np.asarray(old)
+        rows = dict(zip(names, np.split(pixels, len(names))))
     for name in given.sets:
         images, _ = images_of(name, given, data, teacher, folder, seed)
-        rows.append(np.asarray(grid_of(torch.cat([images.images[images.labels == c][:4] for c in range(0, 10, 2)]), 20)))
-    from PIL import Image
-    with whole_file(results.with_suffix('.png')) as path: Image.fromarray(255 - np.concatenate(rows)).save(path, optimize=True)
+        rows[name] = 255 - np.asarray(grid_of(torch.cat([images.images[images.labels == c][:4] for c in range(0, 10, 2)]), 20))
+    names, about = [name for name in SETS if name in rows], PngInfo()
+    about.add_text('sets', json.dumps(names))
+    with whole_file(path) as part: Image.fromarray(np.concatenate([rows[name] for name in names])).save(part, pnginfo=about, optimize=True)
 
 
 if __name__ == '__main__': main()
