@@ -82,7 +82,12 @@ def _serve(build, pipe):
 
 def ratio(base: Times, variant: Times) -> dict[str, float]:    # median, and the middle half of the rounds
     "How many times as fast the variant is as the base, from the rounds one by one"
-    low, median, high = np.quantile(np.array(base.cpu) / np.array(variant.cpu), [.25, .5, .75])
+    return middle(np.array(base.cpu) / np.array(variant.cpu))
+
+
+def middle(numbers) -> dict[str, float]:
+    "The median, and the ends of the middle half"
+    low, median, high = np.quantile(numbers, [.25, .5, .75])
     return dict(median=float(median), low=float(low), high=float(high))
 
 

@@ -2,9 +2,10 @@
 
 Written from a description of the published code, not from the code. As there: pictures one at a time through PIL with timm's
 recipe, Mixup on the batch, the teacher as it was trained (batch normalisation unfolded, float32, NCHW), four losses read
-back every step, the norm of the gradients, and timm's first ModelEma. Its mixed precision exists on NVIDIA GPUs only, so on a
-CPU it is float32, and its attention kernel (xformers) too: in float32 the explicit product is the faster way at these
-sizes, so that is what it gets here.
+back every step, the norm of the gradients, and timm's first ModelEma. Its mixed precision and its attention kernel (xformers)
+exist on NVIDIA GPUs only. There it gets float16 autocast with a gradient scaler around student, teacher and losses, and
+PyTorch's fused attention, which is the same kernel's successor. On a CPU it is float32, and the explicit product is the
+faster way at these sizes, so that is what it gets.
 """
 from __future__ import annotations
 import math
@@ -31,15 +32,15 @@ class Pictures(Dataset):
         array = images.images.permute(0, 2, 3, 1).numpy()
         self.pictures, self.labels = array[..., 0] if array.shape[-1] == 1 else array, images.labels.tolist()
         self.transform = create_transform(size, mean=mean, std=std, **RECIPE)
-        self.transform.transforms[0] = RandomCrop(size, padding=pad)      # as DeiT does for images of 32 pixels and less
+        if size <= 32: self.transform.transforms[0] = RandomCrop(size, padding=pad)      # as DeiT does
 
     def __len__(self): return len(self.labels)
     def __getitem__(self, i: int): return self.transform(Image.fromarray(self.pictures[i])), self.labels[i]
 
 
-def loader(data: LongTailed, batch_size: int) -> DataLoader:
-    "Shuffled batches, made in this process"
-    return DataLoader(Pictures(data.train, data.mean, data.std, data.img_size), batch_size, shuffle=True, drop_last=True)
+def loader(data: LongTailed, batch_size: int, workers: int = 0) -> DataLoader:
+    "Shuffled batches, made in this process or by so many others"
+    return DataLoader(Pictures(data.train, data.mean, data.std, data.img_size), batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)
 
 
 def mixup(classes: int) -> Mixup: return Mixup(.8, 1., label_smoothing=.1, num_classes=classes)
@@ -62,29 +63,35 @@ def set_attention(model: nn.Module, fused: bool):
 
 class OfficialLoop:
     "Model, teacher, optimiser and everything that happens in one step"
-    def __init__(self, shape: StudentConfig, teacher: nn.Module, data: LongTailed, lr: float = 5e-4, drw: float = math.inf, beta: float = .9999):
-        self.model, self.teacher = OfficialStudent(**shape.for_timm()).train(), teacher.eval()
-        set_attention(self.model, fused=False)
+    def __init__(self, shape: StudentConfig, teacher: nn.Module, data: LongTailed, lr: float = 5e-4, drw: float = math.inf, beta: float = .9999, device: str | torch.device = 'cpu'):
+        self.device = torch.device(device)
+        self.mixed = self.device.type == 'cuda'
+        self.model, self.teacher = OfficialStudent(**shape.for_timm()).train().to(self.device), teacher.eval().to(self.device)
+        set_attention(self.model, fused=self.mixed)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.mixed)
         self.optimiser = create_optimizer_v2(self.model, 'adamw', lr=lr, weight_decay=.05)
         self.ema, self.mixup, self.drw = ModelEma(self.model, .99996), mixup(shape.num_classes), drw
-        self.weights = torch.tensor(effective_number_weights(data.train.counts, beta), dtype=torch.float32)
+        self.weights = torch.tensor(effective_number_weights(data.train.counts, beta), dtype=torch.float32, device=self.device)
         self.read = {}
 
     def step(self, images: Tensor, labels: Tensor, epoch: int = 0) -> float:
         "Train on one batch and return its loss"
         late = epoch >= self.drw
-        targets = labels
-        if not late: images, targets = self.mixup(images, labels)
-        cls, dist, cosine, _ = self.model(images)
-        base = F.cross_entropy(cls, targets) if late else torch.sum(-targets * F.log_softmax(cls, -1), -1).mean()
-        with torch.no_grad(): taught = self.teacher(images).argmax(1)
-        distilled = F.cross_entropy(dist, taught, self.weights if late else None)
-        loss = .5 * base + .5 * distilled
+        images, targets = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        if not late: images, targets = self.mixup(images, targets)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.mixed):
+            cls, dist, cosine, _ = self.model(images)
+            base = F.cross_entropy(cls, targets) if late else torch.sum(-targets * F.log_softmax(cls, -1), -1).mean()
+            with torch.no_grad(): taught = self.teacher(images).argmax(1)
+            distilled = F.cross_entropy(dist, taught, self.weights if late else None)
+            loss = .5 * base + .5 * distilled
         self.read = dict(loss=loss.item(), cls=base.item(), dist=distilled.item(), cosine=cosine.mean().item())
         if not math.isfinite(self.read['loss']): raise SystemExit(f'the loss is {self.read["loss"]}')
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
         self.read['norm'] = torch.norm(torch.stack([torch.norm(p.grad.detach(), 2) for p in self.model.parameters() if p.grad is not None]), 2)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.optimiser.zero_grad()
         self.ema.update(self.model)
         return self.read['loss']

@@ -42,8 +42,13 @@ def memory(saved: dict) -> str:
 
 
 def gpu(saved: dict) -> str:
-    return f'{saved["gpu"]}, {saved["peak_tflops"]:.0f} TFLOP/s in bfloat16:\n\n' + \
-           lines(['step', 'images/s', 'of peak', 'GB'], [[n, f'{r["images_per_second"]:.0f}', f'{r["share_of_peak"]:.0%}', f'{r["peak_memory_gb"]:.1f}'] for n, r in saved['steps'].items()])
+    "One row a variant and size, and what the official-style loop's data loader can deliver"
+    times = lambda r: f'{r["median"]:.2f} ({r["low"]:.2f}–{r["high"]:.2f})'
+    rows = [[name, k, f'{v["images_per_second"]["median"]:.0f}', times(v['to_official']), f'{v["share_of_peak"]:.0%}', f'{v["gigabytes"]:.1f}']
+            for name, s in saved['shapes'].items() for k, v in s['summary'].items()]
+    loaders = [[name, s['workers'], f'{s["loader_images_per_second"]:.0f}'] for name, s in saved['shapes'].items()]
+    return f'GPU: {saved["asked"]["gpu"]}, CUDA {saved["asked"]["cuda"]}\n\n' + lines(['student', 'step', 'images/s', '× official-style', 'of peak', 'GB'], rows) + \
+           "\n\nThe official-style loop's data loader alone:\n\n" + lines(['student', 'processes', 'images/s'], loaders)
 
 
 def time_to_accuracy(saved: dict) -> str:

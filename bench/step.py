@@ -34,12 +34,12 @@ RECIPE = AugmentConfig(pad=4, rand_augment=True)      # what the other two do wi
 
 class Ours:
     "A step as vitnb's loop makes it"
-    def __init__(self, shape, teacher, data, batch_size: int, attention: str = 'auto', cached: bool = False, compiled: bool = False):
-        self.data, self.batch_size, self.i, self.steps = data, batch_size, 0, len(data.train) // batch_size
-        self.bf16 = choose_bf16('auto', CPU)
-        self.model = make_student(shape, SEED).train()
-        choose_attention(self.model, CPU, self.bf16, attention)
-        self.teacher = AdaptedTeacher(fold_batch_norms(teacher), bf16=self.bf16)
+    def __init__(self, shape, teacher, data, batch_size: int, attention: str = 'auto', cached: bool = False, compiled: bool = False, device: torch.device = CPU, recipe: AugmentConfig = RECIPE):
+        self.data, self.batch_size, self.i, self.steps, self.device, self.recipe = data, batch_size, 0, len(data.train) // batch_size, device, recipe
+        self.bf16 = choose_bf16('auto', device)
+        self.model = make_student(shape, SEED).train().to(device)
+        self.attention = choose_attention(self.model, device, self.bf16, attention)
+        self.teacher = AdaptedTeacher(fold_batch_norms(teacher), bf16=self.bf16).to(device)
         self.optimiser = make_optimiser(self.model, 'adamw', 2e-3, .05)
         self.loss = distilling(self.teacher)
         if compiled: self.model.compile()
@@ -49,11 +49,11 @@ class Ours:
 
     def batch(self, i: int):
         which = epoch_indices(len(self.data.train), self.batch_size, SEED, 0, i)
-        return make_batch(self.data, RECIPE, self.batch_size, True, SEED, 0, i, CPU, indices=which)
+        return make_batch(self.data, self.recipe, self.batch_size, True, SEED, 0, i, self.device, indices=which)
 
     def learn(self, batch):
         torch.manual_seed(seed_of(SEED, 'forward', 0, self.i))
-        with torch.autocast('cpu', torch.bfloat16, enabled=self.bf16): losses = self.loss(self.model, batch, 0)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16): losses = self.loss(self.model, batch, 0)
         losses['loss'].backward()
 
     def update(self):

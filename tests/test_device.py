@@ -4,13 +4,14 @@ Two things that no test on a CPU shows are seen here: tensors of two devices in 
 operations for which a GPU has to be waited for (numbers read back, copies to it that block), of which a step has none.
 Backward passes and optimisers need a driver and are left out.
 """
+from contextlib import nullcontext
 from dataclasses import replace
 from unittest import mock
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 from vitnb.core import packaged, to_device
-from vitnb.data.batches import AugmentConfig, make_batch, resident
+from vitnb.data.batches import AugmentConfig, Streamed, batch_indices, make_batch, resident, streamed
 from vitnb.data.sets import DataConfig, long_tailed
 from vitnb.methods.registry import method, methods
 from vitnb.models.any_teacher import AdaptedTeacher
@@ -105,6 +106,41 @@ def no_waiting(gpu, data, config, crop):
 
 def test_images_that_do_not_fit_stay(gpu, data):
     with mock.patch('torch.cuda.mem_get_info', lambda device: (2**20, 2**34)): assert resident(data, GPU) is data
-    assert resident(data, torch.device('cpu')) is data
+    assert resident(data, torch.device('cpu')) is data and streamed(data, torch.device('cpu')) is data
     batch = make_batch(data, AugmentConfig(), 32, True, 0, 0, 0, GPU)
     assert batch.images.device.type == 'cuda' and not gpu.waits
+    assert streamed(there := resident(data, GPU), GPU) is there      # the mistake would be to fetch them again
+
+
+def test_images_that_do_not_fit_are_read_ahead_into_pinned_memory(gpu, data):
+    pinned = []
+    def pin(pixels):
+        pinned.append(pixels)
+        return pixels
+    with mock.patch('torch.Tensor.pin_memory', pin), mock.patch('torch.cuda.device', lambda device: nullcontext()):
+        there = streamed(data, GPU)
+        assert isinstance(there.train.images, Streamed) and there.train.labels is data.train.labels
+        for step in range(2):
+            batch = make_batch(there, AugmentConfig(rand_augment=True), 32, True, 0, 0, step, GPU)
+            assert batch.images.device.type == 'cuda' and not gpu.waits and len(pinned) == step + 1
+            there.train.images.expect([batch_indices(len(data.train), 32, 0, 0, step + 1)])
+            there.train.images.coming[1].exception()     # wait for the thread
+            assert len(pinned) == step + 2
+        there.train.images.close()
+    assert all(torch.equal(pixels, data.train.images[batch_indices(len(data.train), 32, 0, 0, step)]) for step, pixels in enumerate(pinned))
+
+
+# Apple GPUs ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('crop', ['pad', 'resized'])
+def test_a_batch_for_an_apple_gpu_is_made_on_the_processor(data, crop):
+    colour = replace(data, train=replace(data.train, images=data.train.images.expand(-1, 3, -1, -1).contiguous()), mean=3 * data.mean, std=3 * data.std)
+    recipe, handed_over = AugmentConfig(crop=crop, rand_augment=True), []
+    def to(x, device):
+        if torch.device(device).type != 'mps': return to_device(x, device)
+        handed_over.append(x)
+        return x
+    made = lambda device: make_batch(colour, recipe, 32, True, 0, 0, 0, torch.device(device), clean=True, second=True)
+    with mock.patch('vitnb.data.batches.to_device', to): batch = made('mps')
+    assert len(handed_over) == 5 and all(x is y for x, y in zip(handed_over, batch))       # whole, and nothing before
+    assert all(torch.equal(x, y) for x, y in zip(batch[:5], made('cpu')))

@@ -5,21 +5,25 @@
 # %% ../../nbs/data/20_batches.ipynb #cf0c34f8
 from __future__ import annotations
 import contextlib, math
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import ClassVar, NamedTuple
 import numpy as np, torch
 import torch.nn.functional as F
 from ..core import Draws, UserError, choose, generator, seed_of, to_device
 from .autoaugment import auto_augment
 from .jitter import colour_jitter
+from .lists import AHEAD, read_ahead, stop_reading
 from .randaugment import rand_augment
 from .sets import ImageSet, LongTailed
 
 # %% auto #0
 __all__ = ['AugmentConfig', 'epoch_steps', 'batch_indices', 'epoch_order', 'pad_crop', 'resized_crop', 'rectangles',
            'erase_rectangles', 'cut_out', 'normalise', 'clean_view', 'augment', 'numpy_seed', 'mix', 'own_rows',
-           'Batch', 'make_batch', 'resident']
+           'Batch', 'image_device', 'make_batch', 'resident', 'Streamed', 'streamed']
 
 # %% ../../nbs/data/20_batches.ipynb #e920a64d
 @dataclass(frozen=True)
@@ -246,6 +250,12 @@ class Batch(NamedTuple):
     second: torch.Tensor | None = None    # (B, channels, H, W) float, augmented once more, for methods that compare two views
     taught: torch.Tensor | None = None    # (B,) the teacher's labels, when they are known
 
+def image_device(device: torch.device | str,     # where a network trains
+                ) -> torch.device:               # the same, or the CPU in place of an Apple GPU
+    "Where images are resized and varied"
+    device = torch.device(device)
+    return torch.device('cpu') if device.type == 'mps' else device
+
 def make_batch(data: LongTailed,
                config: AugmentConfig,
                batch_size: int,                        # images of all processes together
@@ -253,7 +263,7 @@ def make_batch(data: LongTailed,
                seed: int,                              # of the run
                epoch: int,                             # number of the epoch, from 0
                step: int,                              # number of the batch in the epoch, from 0
-               device='cpu',                           # where the images are augmented and stay
+               device='cpu',                           # where the batch is wanted; there, or on the CPU, its images are made
                clean: bool = False,                    # True: also the images before anything was done to them
                second: bool = False,                   # True: also the images augmented once more
                indices: torch.Tensor | None = None,    # (B,) which images; None: the next of a plain epoch
@@ -262,12 +272,13 @@ def make_batch(data: LongTailed,
     "The batch of a step, or some rows of it: always the same for the same arguments"
     if indices is None: indices = batch_indices(len(data.train), batch_size, seed, epoch, step)
     if rows is not None: indices = indices[rows]
-    indices = to_device(indices, data.train.images.device)
-    pixels, labels = to_device(data.train.images[indices], device), to_device(data.train.labels[indices], device)
+    indices, made_on = to_device(indices, data.train.images.device), image_device(device)
+    pixels, labels = to_device(data.train.images[indices], made_on), to_device(data.train.labels[indices], made_on)
     view = lambda name: augment(pixels, config, data.mean, data.std, Draws(seed, name, epoch, step, rows=rows, of=batch_size), data.img_size)
     images, targets = view('augment'), labels
     if mixing and config.mixes: images, targets = mix(images, labels, data.num_classes, config, seed, 'mix', epoch, step)
-    return Batch(images, labels, targets, clean_view(pixels, data.mean, data.std, data.img_size, data.eval_crop) if clean else None, view('second view') if second else None)
+    batch = Batch(images, labels, targets, clean_view(pixels, data.mean, data.std, data.img_size, data.eval_crop) if clean else None, view('second view') if second else None)
+    return Batch(*(x if x is None else to_device(x, device) for x in batch))
 
 # %% ../../nbs/data/20_batches.ipynb #13085d77
 def resident(data: LongTailed,
@@ -277,3 +288,47 @@ def resident(data: LongTailed,
     images = data.train.images
     if torch.device(device).type != 'cuda' or not isinstance(images, torch.Tensor) or images.nbytes > torch.cuda.mem_get_info(device)[0] / 4: return data
     return replace(data, train=replace(data.train, images=images.to(device), labels=data.train.labels.to(device)))
+
+# %% ../../nbs/data/20_batches.ipynb #a3d94b60
+class Streamed:
+    "Training images that stay off the GPU: the pixels of one batch are read before they are asked for"
+    def __init__(self, images,                    # pixels in memory, or a `ListImages`
+                 to: torch.device | str):         # where the batches go; for an NVIDIA GPU they wait in pinned memory
+        self.images, self.to, self.device = images, torch.device(to), images.device
+        self.pool: ThreadPoolExecutor | None = None
+        self.coming: tuple[torch.Tensor, Future] | None = None
+
+    def __len__(self): return len(self.images)
+
+    def expect(self, upcoming: Iterable):     # indices of one batch after the other; the first is read, pictures in files are decoded further ahead
+        "Begin to read the next batch; what was expected before must have been taken"
+        following = list(islice(upcoming, AHEAD))
+        if not following: return
+        read_ahead(self.images, following)
+        self.pool = self.pool or ThreadPoolExecutor(1, 'next batch')
+        self.coming = following[0], self.pool.submit(self._read, following[0])
+
+    def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:     # (B, channels, H, W) uint8
+        (expected, future), self.coming = self.coming or (None, None), None
+        if expected is not None and torch.equal(expected, indices): return future.result()
+        if future is not None: future.exception()     # another batch: two threads do not read at a time
+        return self._read(indices)
+
+    def _read(self, indices: torch.Tensor) -> torch.Tensor:
+        pixels = self.images[indices]
+        if self.to.type != 'cuda': return pixels
+        with torch.cuda.device(self.to): return pixels.pin_memory()
+
+    def close(self):
+        "End the thread, after the batch that it is reading"
+        pool, self.pool, self.coming = self.pool, None, None
+        stop_reading(self.images)
+        if pool: pool.shutdown(cancel_futures=True)
+
+# %% ../../nbs/data/20_batches.ipynb #b2f60c18
+def streamed(data: LongTailed,         # as `resident` gives it
+             device: torch.device,     # where batches are made
+            ) -> LongTailed:           # the same, or with images that are read ahead
+    "Training images that an NVIDIA GPU has no room for: read ahead, a batch at a time"
+    if torch.device(device).type != 'cuda' or torch.device(data.train.images.device).type == 'cuda': return data
+    return replace(data, train=replace(data.train, images=Streamed(data.train.images, device)))

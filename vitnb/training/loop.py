@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np, torch
 from torch import Tensor, nn
 from ..core import UserError, check_limits, choose, seed_of
-from ..data.batches import AugmentConfig, Batch, clean_view
+from ..data.batches import AugmentConfig, Batch, clean_view, image_device
 from ..data.sampling import SAMPLERS
 from ..data.sets import DataConfig, LongTailed, fingerprint
 from ..models.student import TokenLogits
@@ -161,7 +161,7 @@ def predict(model: nn.Module,             # on the device that is to compute
     model.eval()
     parts, compiled = [], getattr(model, '_compiled_call_impl', None) is not None
     for batch in images.split(batch_size):
-        with torch.compiler.set_stance('force_eager') if compiled else nullcontext(), torch.autocast(device.type, torch.bfloat16, enabled=bf16): output = model(clean_view(batch.to(device), mean, std, size, crop))
+        with torch.compiler.set_stance('force_eager') if compiled else nullcontext(), torch.autocast(device.type, torch.bfloat16, enabled=bf16): output = model(clean_view(batch.to(image_device(device)), mean, std, size, crop).to(device))
         parts.append({k: v.cpu() for k, v in answers(output).items()})
     model.train(training)
     return {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}

@@ -7,13 +7,14 @@ from __future__ import annotations
 import contextlib, dataclasses, importlib.util, os, platform, shutil, time, types, typing
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
 import torch.distributed as dist
 from torch import Tensor
 from ..core import UserError, cache_folder, keep_freed_memory, whole_file
-from ..data.batches import Batch, make_batch, own_rows, resident
+from ..data.batches import Batch, Streamed, make_batch, own_rows, resident, streamed
 from ..data.lists import read_ahead, stop_reading
 from ..data.sampling import epoch_indices, sampled_steps
 from ..data.sets import LongTailed, fingerprint, long_tailed
@@ -65,7 +66,7 @@ class Training:
     learner: Learner
     optimiser: Any                 # what moves the weights, as accelerate has prepared it
     accelerator: Any               # Hugging Face's Accelerator: the device, and the processes that train together
-    batches: Any                   # (epoch, step, mixing) → batch
+    batches: Any                   # (epoch, step, mixing) → batch; its `stop` ends the threads that read ahead
     steps: int                     # in an epoch
     bf16: bool                     # whether the network computes in bfloat16
     run: Run
@@ -95,17 +96,21 @@ def batches_of(config: TrainConfig, learner: Learner, data: LongTailed,
     def which(epoch: int, step: int) -> Tensor:
         return epoch_indices(len(data.train), config.batch_size, config.seed, epoch, step, config.repeats, learner.sampler(epoch) or config.sampler,
                              data.train.labels, data.train.counts, epoch / config.epochs)
-    here = resident(data, device)
+    here = streamed(resident(data, device), device)
+    source = here.train.images
     def images(epoch: int, step: int, mixing: bool) -> Batch:
         return make_batch(here, config.augment, config.batch_size, mixing, config.seed, epoch, step, device, indices=which(epoch, step), rows=rows, **learner.needs)
     def own(epoch: int, step: int) -> Tensor: return which(epoch, step) if rows is None else which(epoch, step)[rows]
     def batches(epoch: int, step: int, mixing: bool) -> Batch:
-        read_ahead(data.train.images, (own(*divmod(n, steps)) for n in range(epoch * steps + step, config.epochs * steps)))
+        upcoming = (own(*divmod(n, steps)) for n in range(epoch * steps + step, config.epochs * steps))
+        if not isinstance(source, Streamed): read_ahead(source, upcoming)
         batch, sampler = images(epoch, step, mixing), learner.sampler(epoch) or config.sampler
+        if isinstance(source, Streamed): source.expect(islice(upcoming, 1, None))
         if learner.label is None: return batch
         kind = ('-mixed' if mixing else '') + ('' if sampler == 'instance' else f'-{sampler}') + (f'-of-{config.epochs}' if sampler == 'progressive' else '')
         return batch._replace(taught=learner.label(batch) if labels is None else labels(batch, epoch, step, kind))
     for epoch in {0, config.epochs - 1}: images(epoch, 0, learner.mixing(epoch))
+    batches.stop = source.close if isinstance(source, Streamed) else lambda: stop_reading(source)      # the threads that read
     return batches
 
 # %% ../../nbs/training/55_train.ipynb #88b66230
@@ -377,7 +382,7 @@ def go_on(t: Training,
             for line in fit(t.config, t.learner, t.optimiser, t.accelerator, t.steps, t.batches, t.bf16, step, t.place, t.average): after_epoch(t, line, board, trackers)
         finally:
             board.close()
-            stop_reading(t.data.train.images)
+            t.batches.stop()
             for tracker in trackers: tracker.finish()
         status['test'] = test_run(t.learner, t.accelerator, t.data, t.run, t.bf16, t.average)
         if t.labels: status['labels'] = dict(read=t.labels.used, computed=t.labels.made)
