@@ -69,7 +69,7 @@ def diversity(model: nn.Module, images: ImageSet, view: View, groups: Groups,
     plain, centred = np.empty((2, len(points), len(images)))
     total = 0
     for batch in stream_tokens(model, images, view, (first, second), what='diversity: means', **options):
-        total = total + torch.stack([batch.tokens[k][:, :, 0].double().sum(1).cpu() for k in (first, second)])
+        total = total + torch.stack([batch.tokens[k][:, :, 0].cpu().double().sum(1) for k in (first, second)])
     means = (total / len(images)).float()[:, :, None]                      # (2, P, 1, D)
     for batch in stream_tokens(model, images, view, (first, second), what='diversity', **options):
         a, b = (batch.tokens[k][:, :, 0].cpu() for k in (first, second))

@@ -164,7 +164,7 @@ def head_importance(model: nn.Module,
         intact, without = ablated_logits(model, images, blocks, head)
         logits = torch.cat([intact[None], without.flatten(0, 1)])
         loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.repeat(len(logits)), reduction='none').view(len(logits), -1).sum(1)
-        both = torch.stack([loss, (logits.argmax(-1) == labels).sum(1)]).double().cpu().numpy()
+        both = torch.stack([loss, (logits.argmax(-1) == labels).sum(1)]).cpu().double().numpy()
         count, sums, last = count + len(images), both if sums is None else sums + both, images
     if sums is None: raise UserError('no batches: there is no image to try the heads on')
     layout, (loss, right) = attention_layout(model, last), sums / count
