@@ -266,3 +266,22 @@ def test_without_a_recipe_that_of_the_data_set_is_taken(tmp_path, no_checksums, 
     for name, recipe in (('cifar100', 'cifar100-lt'), ('imagenet-lt', 'imagenet-lt'), ('inaturalist18', 'inaturalist-2018')):
         assert import_data(Import(path, dataset=name)).img_size == 224 and f'recipe {recipe} of deit-lt' in capsys.readouterr().out
     assert import_data(Import(path, dataset='cifar10', recipe='fashion-mnist-lt')).img_size is None and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize('side', [28, 56])
+def test_a_file_is_read_once(tmp_path, monkeypatch, side):
+    "Also when the student is for images of another side: then there is one copy of it for these"
+    import vitnb.models.checkpoints as module
+    from vitnb.models.student import StudentConfig
+    read, build, reads, builds = module._unpickled, StudentConfig.build, [], []
+    monkeypatch.setattr(module, '_unpickled', lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(StudentConfig, 'build', lambda self: builds.append(self.img_size) or build(self))
+    monkeypatch.chdir(tmp_path)
+    student, teacher = make_student(student_config('nano', side, 1, 10, 14)), make_teacher(TeacherConfig(8))
+    save_official(student, tmp_path/'student.pth'), torch.save(teacher.state_dict(), tmp_path/'teacher.pth')
+    builds.clear()
+    for name in ('student', 'teacher'):
+        reads.clear()
+        assert main(['import', f'{name}.pth', '--device', 'cpu', '--out', name]) == 0 and len(reads) == 1
+        if name == 'student': made = builds[:2]
+    assert made == ([28, 28] if side == 28 else [56, 28])

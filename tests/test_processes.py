@@ -95,3 +95,60 @@ def test_precision_is_ours_whatever_accelerate_is_told(here):
         return json.loads((here/name/'metrics.jsonl').read_text().splitlines()[0])['loss'] if done.returncode == 0 else done.stderr
     assert losses('plain') == losses('told', ACCELERATE_MIXED_PRECISION='bf16')
     assert 'use --accumulate' in losses('summed', ACCELERATE_GRADIENT_ACCUMULATION_STEPS='4') and not (here/'summed').exists()
+
+
+LOST = """
+import sys, torch
+from dataclasses import dataclass, replace
+from pathlib import Path
+from vitnb.core import UserError
+from vitnb.data.sets import DataConfig, long_tailed
+from vitnb.methods.deit import DeiT
+from vitnb.models.any_teacher import AdaptedTeacher, packaged_teachers
+from vitnb.training.processes import rank_and_size
+from vitnb.training.train import train
+
+label, teachers, steps = AdaptedTeacher.label, set(), []
+def unsteady(self, images):
+    "The last process has two labels of each batch that change in bfloat16"
+    teachers.add(self)
+    rank, size = rank_and_size()
+    labels = label(self, images)
+    if self.bf16 and rank == size - 1: labels[:2] = (labels[:2] + 1) % 10
+    return labels
+AdaptedTeacher.label = unsteady
+
+@dataclass(frozen=True)
+class Lost(DeiT):
+    "The last process loses its way in step 4 of epoch 2"
+    def learner(self, data, device, bf16):
+        learner = super().learner(data, device, bf16)
+        def loss(model, batch, epoch):
+            steps.append(1)
+            losses, (rank, size) = learner.loss(model, batch, epoch), rank_and_size()
+            return losses | dict(loss=losses['loss'] * float('nan')) if rank == size - 1 and epoch == 1 and len(steps) == 11 else losses
+        return replace(learner, loss=loss)
+
+few = DataConfig(n_max=60, rho=10)
+data = long_tailed(few)
+data = replace(data, val=data.val.subset(range(0, len(data.val), 50)))
+config = Lost(data=few, student='nano', attention='explicit', precision='bf16', epochs=2, batch_size=32, patch_size=14, save_every=0, teacher=str(packaged_teachers()[0]))
+try: train(config, 'lost', 'lost', data)
+except UserError as e: said = str(e)
+rank = rank_and_size()[0]
+Path(f'said-{rank}').write_text(said)
+Path(f'precision-{rank}').write_text(str([t.bf16 for t in teachers]))
+"""
+
+
+def test_processes_choose_and_stop_together(tmp_path):
+    "What one of two measures about the teacher, both heed; where one finds a loss that is no number, both stop, at the same step and with the same words"
+    (tmp_path/'lost.py').write_text(LOST)
+    done = command(tmp_path, 2, 'lost.py')
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    read = lambda name: [(tmp_path/f'{name}-{rank}').read_text() for rank in (0, 1)]
+    assert read('precision') == ['[False]', '[False]']
+    assert read('said')[0] == read('said')[1] and 'loss became nan in epoch 2, step 4.' in read('said')[0]
+    assert json.loads((tmp_path/'lost'/'status.json').read_text())['state'] == 'failed' and list((tmp_path/'lost'/'resume').glob('state-*'))
+    machine = json.loads((tmp_path/'lost'/'config.json').read_text())['machine']
+    assert machine['teacher'] == 'fp32' and machine['teacher_check'].endswith('labels would change in bfloat16')

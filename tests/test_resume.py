@@ -81,8 +81,39 @@ def test_labels_from_the_cache_give_the_same_student(here, data, teacher):
     for run in runs[1:]: assert_same(runs[0], run)
     other = train(replace(config, alpha=.3), 'deit-lt', here/'another-loss', data, quiet=True)
     assert other.status['labels']['computed'] == 0      # the batches are the same
-    other = train(replace(config, seed=1), 'deit-lt', here/'another-seed', data, quiet=True)
-    assert other.status['labels']['read'] == 0
+    for name, changes in (('another-seed', dict(seed=1)), ('another-precision', dict(teacher_precision='bf16'))):
+        assert train(replace(config, **changes), 'deit-lt', here/name, data, quiet=True).status['labels']['read'] == 0
+
+
+@pytest.mark.parametrize('steady, kept', [(True, 'bf16'), (False, 'fp32')])
+def test_the_teachers_precision_is_measured_once(here, data, monkeypatch, teacher, steady, kept):
+    "A run that goes on keeps what it began with; one from before it was measured computes as its student does"
+    from vitnb.models.any_teacher import AdaptedTeacher
+    import vitnb.training.train as module
+    label, used = AdaptedTeacher.label, []
+    def watched(self, images):
+        used.append('bf16' if self.bf16 else 'fp32')
+        self.bf16, bf16 = False, self.bf16      # rounding as it happens to be on this machine is not what is tested
+        try: labels = label(self, images)
+        finally: self.bf16 = bf16
+        return labels if steady or not bf16 else (labels + 1) % 10
+    monkeypatch.setattr(AdaptedTeacher, 'label', watched)
+    config = DeiTLT(**SMALL, teacher=teacher, precision='bf16', drw_start=.6)
+    whole = train(config, 'deit-lt', here/'whole', data, quiet=True)
+    assert whole.config['machine']['teacher'] == kept and used[-1] == kept and {'bf16', 'fp32'} == set(used)
+    run = stopped_after(4, monkeypatch, replace(config, keep_labels=False), here/'run', data, method='deit-lt')
+    shutil.copytree(run.path, here/'old')
+    monkeypatch.setattr(module, 'changed_in_bf16', lambda *a, **k: pytest.fail('measured anew'))
+    used.clear()
+    resume(run.path, data, quiet=True)
+    assert set(used) == {kept}
+    assert_same(whole, run)
+    content = json.loads((here/'old'/'config.json').read_text())
+    del content['machine']['teacher'], content['machine']['teacher_check'], content['config']['teacher_precision']
+    (here/'old'/'config.json').write_text(json.dumps(content))
+    used.clear()
+    resume(here/'old', data, quiet=True)
+    assert set(used) == {'bf16'}
 
 
 @pytest.mark.parametrize('changes', [dict(ema_decay=.9, clip_grad=1., accumulate=3), dict(sam_rho=.05, optimiser='sgd', lr=.05), dict(sampler='progressive')])

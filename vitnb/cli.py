@@ -332,17 +332,19 @@ class Import:
 def import_command(options: Import):
     "Make a run of a checkpoint and write its report"
     from vitnb.methods.imported import import_checkpoint
+    from vitnb.models.checkpoints import read_checkpoint
     from vitnb.training.metrics import accuracy_table
     from vitnb.widgets.report import write_report
-    run = import_checkpoint(options.file, import_data(options), options.out, options.family, options.device, map_targets=options.map_targets)
+    weights = read_checkpoint(options.file)
+    run = import_checkpoint(options.file, import_data(options, weights), options.out, options.family, options.device, map_targets=options.map_targets, weights=weights)
     print(accuracy_table({k.upper(): v for k, v in run.status['test'].items()}, f'{options.file.name}, test %'))
     print(f'report: {write_report(run)}')
 
-def import_data(options: Import):    # a `DataConfig`
+def import_data(options: Import, weights=None):    # a `DataConfig`; `weights` are those of its file, when they are read already
     "The images that a student or a teacher of the recipe learns from: CIFAR's teachers see 32 px, its students 224"
     from vitnb.methods.recipes import recipes
-    from vitnb.models.checkpoints import read_checkpoint, read_header
-    kind = 'deit-lt' if 'dist_token' in read_checkpoint(options.file) or read_header(options.file).get('kind') == 'student' else 'teacher'
+    from vitnb.models.checkpoints import holds_student, read_checkpoint
+    kind = 'deit-lt' if holds_student(options.file, read_checkpoint(options.file) if weights is None else weights) else 'teacher'
     known = {c.data.dataset: name for name, c in recipes('deit-lt').items()}      # those of a teacher have the same names
     name = options.recipe or known.get(options.dataset, 'fashion-mnist-lt')
     if options.recipe is None and options.dataset in known: print(f'note: the images of {options.dataset} are shown to it as in the recipe {name} of {kind}; --recipe names another')

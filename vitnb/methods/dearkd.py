@@ -246,7 +246,7 @@ class EarlyDistilled(Distilled):
         return max(1, drw_epoch(self.epochs, self.switch)) if self.switch else 0
 
     def prepare_early(self, data: LongTailed, device: torch.device,
-                      bf16: bool,                     # the teacher computes in bfloat16
+                      bf16: bool,                     # whether the student computes in bfloat16
                       dist_answers: bool = True,      # False: the student's answer is that of CLS alone
                      ):                               # `DearStudent`, teacher, stages from 1, header of its file, notes
         "The student with aligners, its teacher, the stages, and what is written about them; raises `UserError` when the two cannot be compared"
@@ -254,13 +254,14 @@ class EarlyDistilled(Distilled):
         student, about = self.make_student(data, device, self.use_dist and dist_answers)
         if not isinstance(student, Student): raise UserError(f'DearKD aligns the tokens of a Vision Transformer, and {self.student} is none: choose nano, tiny, small or base')
         blocks, stages = read_pairs(self.pairs, len(student.blocks))
-        teacher, facts, _ = self.its_teacher(data, device, bf16)
+        teacher, facts, _ = self.its_teacher(data, device, self.teacher_precision == 'bf16')
         _, maps = answers_and_maps(teacher, torch.zeros(1, data.channels, data.img_size, data.img_size, device=device), stages)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = DearStudent(student, blocks, [m.shape[1] for m in maps], self.use_dist).to(device)
         unused = ['note: --keep-labels has no effect here: the teacher is asked for its maps as well, and its labels come with them'] if self.keep_labels else []
-        notes = teacher_notes(facts) + extra_images(self.teacher) + unused + [f'blocks {", ".join(map(str, blocks))} learn from stages {", ".join(map(str, stages))} of the teacher']
+        exact = ['teacher in float32: its maps are compared, not its labels alone (--teacher-precision bf16 is faster)'] if bf16 and self.teacher_precision == 'auto' else []
+        notes = teacher_notes(facts) + extra_images(self.teacher) + unused + exact + [f'blocks {", ".join(map(str, blocks))} learn from stages {", ".join(map(str, stages))} of the teacher']
         return model, teacher, stages, dict(about, teacher=facts), notes
 
 # %% ../../nbs/methods/50_dearkd.ipynb #d27fac09
@@ -277,7 +278,7 @@ class DearKD(EarlyDistilled):
     LIMITS: ClassVar = dict(temperature=(.01, 1000))
 
     def learner(self, data: LongTailed, device: torch.device,
-                bf16: bool,      # the teacher computes in bfloat16
+                bf16: bool,      # whether the student computes in bfloat16
                ) -> Learner:
         "Features and answers of the teacher in stage 1, labels alone in stage 2"
         choose('distillation', self.distillation, ('hard', 'soft'))
@@ -287,7 +288,7 @@ class DearKD(EarlyDistilled):
         heads = 'CLS, which is the answer' if only_cls else 'both heads'
         said = f'from epoch {start + 1} of {self.epochs} on there is no teacher: labels train {heads}' if start < self.epochs else 'the teacher stays to the end'
         if start == self.epochs and self.switch < 1: said = f'note: one epoch has no room for two stages: {said}'
-        return Learner(model, loss, before_step=at_rest_from(start), part='student', about=about, notes=[*notes, said])
+        return Learner(model, loss, before_step=at_rest_from(start), part='student', teacher=teacher, about=about, notes=[*notes, said])
 
 # %% ../../nbs/methods/50_dearkd.ipynb #877803d5
 @dataclass
@@ -319,11 +320,11 @@ class DearKDLT(EarlyDistilled, DeiTLT):
     "DeiT-LT whose early layers learn from the teacher's at first (a combination of ours)"
 
     def learner(self, data: LongTailed, device: torch.device,
-                bf16: bool,      # the teacher computes in bfloat16
+                bf16: bool,      # whether the student computes in bfloat16
                ) -> Learner:
         "DeiT-LT's labels and weights to the end, the teacher's features until the switch"
         start, switch = drw_epoch(self.epochs, self.drw_start), self.early_epochs()
         model, teacher, stages, about, notes = self.prepare_early(data, device, bf16)
         loss = EarlyThenLabels(teacher, stages, switch, self.alpha, self.hidden, drw_weights(data.train.counts, start, start, self.beta).to(device), start)
         said = f'the features of the teacher end after epoch {min(switch, self.epochs)}, DIST is re-weighted from epoch {start + 1} of {self.epochs}'
-        return Learner(model, loss, mixing=deit_lt_mixing(start, self.mix_in_drw), before_step=at_rest_from(switch), part='student', about=about, notes=[*notes, said])
+        return Learner(model, loss, mixing=deit_lt_mixing(start, self.mix_in_drw), before_step=at_rest_from(switch), part='student', teacher=teacher, about=about, notes=[*notes, said])

@@ -108,6 +108,8 @@ class Distilled(TrainStudent):
     "the teacher numbers its classes as the lists of imagenet-lt or inaturalist18 do, not by size"
     alpha: float = .5
     "share of the DIST part in the loss"
+    teacher_precision: str = 'auto'
+    "bf16, fp32, or auto: bf16 where the student computes in it and the teacher's labels are measured to stay the same"
     teacher_sees: str = 'student'
     "student: the very tensor that the student gets; clean: the image before augmentation and mixing"
     use_dist: bool = True
@@ -120,23 +122,23 @@ class Distilled(TrainStudent):
                     bf16: bool,      # the teacher computes in bfloat16
                    ) -> tuple[AdaptedTeacher, dict, Tensor | None]:    # facts for the run; (C,) class map, or None without `map_targets`
         "The teacher of these settings"
-        choose('teacher_family', self.teacher_family, FAMILIES)
+        choose('teacher_family', self.teacher_family, FAMILIES); choose('teacher_precision', self.teacher_precision, ('auto', 'bf16', 'fp32'))
         class_map = listed_classes(data.train.class_names) if self.map_targets else None
         return *frozen_teacher(self.teacher, data, device, bf16, size=self.teacher_size, antialias=self.teacher_antialias,
                                normalisation=choose('teacher_normalisation', self.teacher_normalisation, ('student', 'own')), class_map=class_map, family=self.teacher_family, by_name=self.data.dataset.startswith('imagefolder:')), class_map
 
     def distil(self, data: LongTailed, device: torch.device,
-               bf16: bool,                              # the teacher computes in bfloat16
+               bf16: bool,                              # without effect here: what it changes of the teacher's labels is measured first
                weights: Tensor | None = None,           # (C,) by the teacher's label; None: every class weighs the same
                start: float = math.inf) -> Learner:     # an epoch, counted from 0
         "A student and its teacher, with class weights on the DIST part from epoch `start` on"
         choose('teacher_sees', self.teacher_sees, ('student', 'clean'))
         student, about = self.make_student(data, device, self.use_dist)
         if self.use_dist and not student.config.use_dist: raise UserError(f'{self.student} has one head only, so no DIST head can learn from the teacher: with --no-use-dist its head learns from labels and teacher alike; or train it from labels (vit --loss balanced-softmax)')
-        teacher, facts, class_map = self.its_teacher(data, device, bf16)
+        teacher, facts, class_map = self.its_teacher(data, device, self.teacher_precision == 'bf16')
         clean = self.teacher_sees == 'clean'
-        key = dict(facts, sees=self.teacher_sees, bf16=bf16, class_map=class_map is not None and class_map.tolist())
-        return Learner(student, distilling(teacher, self.alpha, weights, start, clean), needs=dict(clean=True) if clean else {},
+        key = dict(facts, sees=self.teacher_sees, class_map=class_map is not None and class_map.tolist())
+        return Learner(student, distilling(teacher, self.alpha, weights, start, clean), teacher=teacher, needs=dict(clean=True) if clean else {},
                        label=lambda batch: teacher.label(batch.clean if clean else batch.images), label_key=key if self.keep_labels else None,
                        about=dict(about, teacher=facts), notes=teacher_notes(facts))
 
@@ -165,7 +167,7 @@ def distilling(teacher: AdaptedTeacher,           # asked when a batch does not 
 class DeiT(Distilled):
     "Hard distillation through the DIST token (Touvron et al. 2021)"
     def learner(self, data: LongTailed, device: torch.device,
-                bf16: bool,      # the teacher computes in bfloat16
+                bf16: bool,      # whether the student computes in bfloat16
                ) -> Learner:
         "CLS learns the labels, DIST the teacher's"
         learner = self.distil(data, device, bf16)

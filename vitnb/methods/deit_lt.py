@@ -30,7 +30,7 @@ class DeiTLT(Distilled):
     LIMITS: ClassVar = dict(drw_start=(0, 1))
 
     def learner(self, data: LongTailed, device: torch.device,
-                bf16: bool,      # the teacher computes in bfloat16
+                bf16: bool,      # whether the student computes in bfloat16
                ) -> Learner:
         "CLS learns the labels, DIST the teacher's, with class weights from the DRW epoch on"
         start = drw_epoch(self.epochs, self.drw_start)

@@ -7,12 +7,12 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
-from torch import nn
+from torch import Tensor, nn
 from ..core import UserError
 from ..data.sets import DataConfig, LongTailed, long_tailed
 from .deit import listed_classes
 from ..models.any_teacher import teacher_source
-from ..models.checkpoints import read_checkpoint, read_header, save_official, student_from_checkpoint
+from ..models.checkpoints import at_size, holds_student, read_checkpoint, read_header, save_official, student_from_checkpoint
 from ..models.mhca import MhcaStudentConfig
 from ..models.student import about_student
 from ..training.load import load_student
@@ -30,12 +30,14 @@ TEACHERS = (ResNet, TimmNetwork)
 def read_network(path: str | Path,        # a file, not a run folder
                  img_size: int,           # pixels
                  family: str = 'auto',    # of an official teacher: ldam, paco or ce; auto: recognised
+                 weights: dict[str, Tensor] | None = None,     # from `read_checkpoint`, when the file is read already
                 ) -> nn.Module:           # in evaluation mode
     "The student (for images of that side, with a note when it was made for others) or the teacher in a checkpoint"
-    if 'dist_token' not in read_checkpoint(path) and read_header(path).get('kind') != 'student': return teacher_source(Path(path), family, fold=False).network
-    student = student_from_checkpoint(path)
+    weights = read_checkpoint(path) if weights is None else weights
+    if not holds_student(path, weights): return teacher_source(Path(path), family, fold=False, weights=weights).network
+    student = student_from_checkpoint(path, weights=weights)
     if (side := student.config.img_size) == img_size: return student
-    student = student_from_checkpoint(path, img_size=img_size)
+    student = at_size(student, img_size)
     print(f'note: {Path(path).name} is made for images of {side} px and sees them here at {img_size} px: its position embeddings are interpolated')
     return student
 
@@ -84,10 +86,11 @@ def import_checkpoint(path: str | Path,                  # a file, not a run fol
                       device: str = 'auto',              # cpu, cuda, mps, or auto
                       data: LongTailed | None = None,    # the images of `config`, when they are loaded already
                       map_targets: bool = False,         # its classes are numbered as the lists of imagenet-lt or inaturalist18 do, not by size
+                      weights: dict[str, Tensor] | None = None,     # from `read_checkpoint`, when the file is read already
                      ) -> Run:
     "Test a network of a checkpoint and keep it as a run; raises `UserError` when it does not fit the data"
     data, device = data or long_tailed(config), choose_device(device)
-    network, bf16, known = read_network(path, data.img_size, family), choose_bf16('auto', device), read_header(path)
+    network, bf16, known = read_network(path, data.img_size, family, weights), choose_bf16('auto', device), read_header(path)
     if 'mean' in known: data = replace(data, mean=tuple(known['mean']), std=tuple(known['std']))
     if map_targets: known = renumber(network, data, known)
     learner = Learner(network.to(device), lambda model, batch, epoch: {}, about=about_network(network, data, known))

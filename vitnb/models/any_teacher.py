@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import UserError, packaged, to_device
 from ..data.longtail import by_size
-from .checkpoints import read_checkpoint, read_header, student_from_checkpoint, teacher_from_checkpoint
+from .checkpoints import holds_student, read_checkpoint, read_header, student_from_checkpoint, teacher_from_checkpoint
 from .student import TokenLogits, load_weights, read_about
 from .teacher import ResNet, fold_batch_norms, load_teacher
 
@@ -147,6 +147,7 @@ def _timm_shape(name: str, weights: dict[str, Tensor]) -> dict:   # num_classes 
 # %% ../../nbs/models/30_any_teacher.ipynb #e16e0e8a
 def timm_source(name: str,                   # as timm calls it
                 file: Path | None = None,    # a local checkpoint; None: the pretrained weights
+                fold: bool = True,           # batch normalisations into convolutions, to answer faster; False: as it was trained
                ) -> Source:
     "A model of timm with its pretrained weights, or with those of a file"
     if not timm.is_model(name):
@@ -162,7 +163,7 @@ def timm_source(name: str,                   # as timm calls it
         network = timm.create_model(name, pretrained=False, **_timm_shape(name, weights))
         load_weights(network, weights, file)
     cfg = network.pretrained_cfg
-    return Source(network.eval(), name, network.num_classes, cfg['input_size'][-1], (cfg['mean'], cfg['std']), file=file)
+    return Source(fold_batch_norms(network, cfg['input_size'][-1]) if fold else network.eval(), name, network.num_classes, cfg['input_size'][-1], (cfg['mean'], cfg['std']), file=file)
 
 # %% ../../nbs/models/30_any_teacher.ipynb #eb563b9e
 class NoTeacher(UserError):
@@ -178,25 +179,27 @@ def _known(about: dict) -> dict:      # size and mean_std, where they are known
 def teacher_source(teacher: str | Path,      # timm:NAME, timm:NAME@FILE, a run folder, or a file
                    family: str = 'auto',     # of an official teacher: ldam, paco or ce
                    fold: bool = True,        # batch normalisations into convolutions, to answer faster; False: as it was trained
+                   weights: dict[str, Tensor] | None = None,     # of a file, from `read_checkpoint`, when it is read already
                   ) -> Source:
     "Find and read a teacher; raises `UserError` when there is none or it is of no known form"
     if str(teacher).startswith('timm:'):
         name, _, file = str(teacher)[5:].partition('@')
-        return timm_source(name, Path(file).expanduser() if file else None)
-    path, ready = Path(teacher).expanduser(), fold_batch_norms if fold else nn.Module.eval
+        return timm_source(name, Path(file).expanduser() if file else None, fold)
+    path = Path(teacher).expanduser()
     if path.is_dir() and not (path/'model.safetensors').exists():
         raise UserError(f'the teacher {path} has no model.safetensors: ' + (f'its training has not ended, `vitnb resume {path}` goes on with it' if (path/'status.json').exists() else 'it is no run folder'))
     if path.is_dir(): path = path/'model.safetensors'
-    weights, about = read_checkpoint(path), read_header(path)
+    weights, about = read_checkpoint(path) if weights is None else weights, read_header(path)
     ours, known = about.get('kind') == 'teacher', _known(about)
+    def ready(network): return fold_batch_norms(network, known['size'] or 64) if fold else network.eval()
     if ours and isinstance(shape := about.get('config'), dict) and shape.get('network', 'cifar') != 'cifar':
-        network = load_teacher(path)[0]
+        network = load_teacher(path, weights)[0]
         return Source(ready(network), network.config.network, network.config.num_classes, about=about, file=path, **known)
-    if 'dist_token' in weights or about.get('kind') == 'student':
-        network = student_from_checkpoint(path)
+    if holds_student(path, weights):
+        network = student_from_checkpoint(path, weights=weights)
         name = f'ViT of width {network.config.embed_dim}' if 'dist_token' in weights else network.config.backbone
         return Source(network, name, network.config.num_classes, about=about, file=path, **(known | dict(size=network.config.img_size)))
-    network = teacher_from_checkpoint(path, family)
+    network = teacher_from_checkpoint(path, family, weights)
     small = isinstance(network, ResNet)
     if small and not ours: known['size'] = 32
     return Source(ready(network), f'ResNet-{network.config.depth}' if small else network.config.network, network.config.num_classes, about=about, file=path, **known)

@@ -17,7 +17,7 @@ from .teacher import ResNet, TeacherConfig, TimmNetwork, build_teacher
 
 # %% auto #0
 __all__ = ['INERT', 'FAMILIES', 'UNUSED', 'STAGES', 'Inert', 'read_checkpoint', 'recognise_student', 'read_header',
-           'student_from_checkpoint', 'teacher_from_checkpoint', 'save_official']
+           'holds_student', 'student_from_checkpoint', 'at_size', 'teacher_from_checkpoint', 'save_official']
 
 # %% ../../nbs/models/20_checkpoints.ipynb #78b55236
 class Inert:
@@ -156,19 +156,31 @@ def _shape_of_student(weights: dict[str, Tensor], path, num_heads: int | None): 
     config = replace(config, **ours)
     return with_mhca(config, **mhca) if mhca else config
 
+def holds_student(path: str | Path,
+                  weights: dict[str, Tensor],     # of that file, from `read_checkpoint`
+                 ) -> bool:
+    "Whether a checkpoint is a student's, not a teacher's"
+    return 'dist_token' in weights or read_header(path).get('kind') == 'student'
+
 def student_from_checkpoint(path: str | Path,               # .safetensors, .pth, .pt or .tar, see `read_checkpoint`
                             img_size: int | None = None,    # pixels a side; None: as the checkpoint
                             num_heads: int | None = None,   # needed only where neither preset nor 64 a head is right
+                            weights: dict[str, Tensor] | None = None,     # from `read_checkpoint`, when the file is read already
                            ) -> nn.Module:                  # in evaluation mode
     "The student in a checkpoint of DeiT-LT, DeiT, timm or vitnb, for another image size if asked"
-    weights = read_checkpoint(path)
+    weights = read_checkpoint(path) if weights is None else weights
     student = _shape_of_student(weights, path, num_heads).build()
     load_weights(student, weights, path)
+    return at_size(student, img_size).eval()
+
+def at_size(student: nn.Module,
+            img_size: int | None,    # pixels a side; None: as it is
+           ) -> nn.Module:           # the same one where nothing changes
+    "A student for another image size; raises `UserError` when it cannot be"
     config = student.config
-    if img_size not in (None, config.img_size):
-        if img_size < getattr(config, 'patch_size', 0): raise UserError(f'image size {img_size} is smaller than a patch of {config.patch_size} px')
-        student = resized_student(student, img_size)
-    return student.eval()
+    if img_size in (None, config.img_size): return student
+    if img_size < getattr(config, 'patch_size', 0): raise UserError(f'image size {img_size} is smaller than a patch of {config.patch_size} px')
+    return resized_student(student, img_size)
 
 # %% ../../nbs/models/20_checkpoints.ipynb #b05fee62
 FAMILIES = ('auto', 'ldam', 'paco', 'ce')
@@ -210,9 +222,10 @@ def _teacher_network(weights: dict[str, Tensor], cosine: bool, path) -> ResNet |
 # %% ../../nbs/models/20_checkpoints.ipynb #d33e675f
 def teacher_from_checkpoint(path: str | Path,       # .safetensors, .pth, .pt or .tar, see `read_checkpoint`
                             family: str = 'auto',   # ldam, paco or ce; auto: recognise it
+                            weights: dict[str, Tensor] | None = None,    # from `read_checkpoint`, when the file is read already
                            ) -> ResNet | TimmNetwork:    # (B, channels of its weights, H, W) → (B, C) logits, in evaluation mode
     "The network that answers in an official teacher's checkpoint"
-    weights, cosine = _teacher_weights(read_checkpoint(path), family, path)
+    weights, cosine = _teacher_weights(read_checkpoint(path) if weights is None else weights, family, path)
     network = _teacher_network(weights, cosine, path)
     head = {k: v for k, v in weights.items() if k.startswith('linear.')}
     if isinstance(network, TimmNetwork):

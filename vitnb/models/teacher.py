@@ -5,14 +5,18 @@
 # %% ../../nbs/models/10_teacher.ipynb #68ef400b
 from __future__ import annotations
 import copy
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import timm, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from ..core import UserError, choose
-from .student import load_weights, read_weights
+from .student import load_weights, read_about, read_weights
 
 # %% auto #0
 __all__ = ['BasicBlock', 'CosineHead', 'TeacherConfig', 'ResNet', 'TimmNetwork', 'build_teacher', 'make_teacher', 'check_answers',
@@ -123,20 +127,58 @@ def check_answers(network: nn.Module,    # takes (B, channels, side, side); its 
     finally: network.train(training)
 
 # %% ../../nbs/models/10_teacher.ipynb #8607cbd6
-def fold_batch_norms(model: nn.Module) -> nn.Module:     # in evaluation mode
-    "A copy of a network, ready to answer, with each plain `bnX` folded into the `convX` beside it"
-    model = copy.deepcopy(model).eval()
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.BatchNorm2d and isinstance(conv := getattr(module, name.replace('bn', 'conv'), None), nn.Conv2d):
-                setattr(module, name.replace('bn', 'conv'), fuse_conv_bn_eval(conv, child))
-                setattr(module, name, nn.Identity())
-    return model
+class _Uses(TorchDispatchMode):
+    "Counts how many operations take each of some tensors"
+    def __init__(self, watched: dict):      # tensors by `id`; more may come
+        super().__init__()
+        self.watched, self.count = watched, Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count.update(id(x) for x in tree_leaves((args, kwargs)) if id(x) in self.watched)
+        return operation(*args, **(kwargs or {}))
+
+def _chains(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:     # what it answers, the pairs
+    "Which convolutions are followed by a batch normalisation that alone takes what they say"
+    made, by, calls, pairs, hooks = {}, {}, Counter(), [], []      # `made` keeps the tensors, so that no other gets the `id` of one
+    def said(conv, inputs, output): made[id(output)], by[id(output)] = output, conv; calls[conv] += 1
+    def takes(norm, inputs):
+        calls[norm] += 1
+        if id(inputs[0]) in made: pairs.append((id(inputs[0]), norm))
+    for m in model.modules():
+        if type(m) in (nn.Conv2d, Conv2dSame): hooks.append(m.register_forward_hook(said))
+        elif type(m) in (nn.BatchNorm2d, BatchNormAct2d) and m.track_running_stats: hooks.append(m.register_forward_pre_hook(takes))
+    try:
+        with _Uses(made) as uses: answer = model(images)
+    finally:
+        for h in hooks: h.remove()
+    return answer, [(by[x], norm) for x, norm in pairs if uses.count[x] == calls[by[x]] == calls[norm] == 1]
+
+# %% ../../nbs/models/10_teacher.ipynb #9b3e6c41
+@torch.no_grad()
+def fold_batch_norms(model: nn.Module,     # stays as it is
+                     side: int = 64,       # of the image, in pixels, that it is tried with
+                    ) -> nn.Module:        # in evaluation mode
+    "A copy of a network, ready to answer, with each batch normalisation folded into the convolution that it follows, where the answer stays the same"
+    folded = copy.deepcopy(model).eval()
+    first = next((m for m in folded.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules()): return folded
+    image = torch.randn(1, first.in_channels, side, side, generator=torch.Generator().manual_seed(0)).to(first.weight)
+    try:
+        before, pairs = _chains(folded, image)
+        names = {m: name for name, m in folded.named_modules()}
+        for conv, norm in pairs:
+            folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
+            folded.set_submodule(names[norm], nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity())
+        if (folded(image) - before).abs().max() <= 1e-4 * before.abs().max(): return folded
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError): pass      # another size, more than one answer, …
+    return copy.deepcopy(model).eval()
 
 # %% ../../nbs/models/10_teacher.ipynb #5387f41d
-def load_teacher(path: str | Path) -> tuple[ResNet | TimmNetwork, dict]:   # the network, what the file says about its training
+def load_teacher(path: str | Path,
+                 weights: dict[str, Tensor] | None = None,         # those of the file, when they are read already
+                ) -> tuple[ResNet | TimmNetwork, dict]:            # the network, what the file says about its training
     "A teacher from a safetensors file written by a teacher run"
-    weights, about = read_weights(path)
+    weights, about = read_weights(path) if weights is None else (weights, read_about(Path(path)))
     if about.get('kind') != 'teacher': raise UserError(f'{path} does not hold a teacher: make one with `vitnb train teacher`')
     try: teacher = build_teacher(TeacherConfig(**about['config']))
     except (KeyError, TypeError): raise UserError(f'{path} does not say which network it holds: it was not written by this version of vitnb') from None

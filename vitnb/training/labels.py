@@ -4,17 +4,18 @@
 
 # %% ../../nbs/training/44_labels.ipynb #d8917763
 from __future__ import annotations
-import hashlib, json
-from collections.abc import Callable
+import hashlib, json, time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from ..core import UserError, cache_folder, to_device, whole_file
 from ..data.batches import Batch
+from .processes import rank_and_size, total
 
 # %% auto #0
-__all__ = ['labels_key', 'LabelCache']
+__all__ = ['labels_key', 'LabelCache', 'changed_in_bf16', 'precision_said']
 
 # %% ../../nbs/training/44_labels.ipynb #0dcdf3e5
 def labels_key(**parts,     # by name, in any order; what JSON cannot hold counts by its text
@@ -67,3 +68,26 @@ class LabelCache:
             with whole_file(self._path()) as path: np.save(path, torch.stack(self._new).cpu().numpy().astype(self._kind()))
         except OSError: pass      # a cache that cannot be written must not end a training
         self._new = []
+
+# %% ../../nbs/training/44_labels.ipynb #a94c1f60
+def changed_in_bf16(label: Callable[[Batch], Tensor],     # what the teacher says about a batch
+                    teacher,                              # it computes in bfloat16 where its `bf16` is True; here False, before and after
+                    batches: Iterable[Batch],             # with the labels in float32 as `taught`; of each this process's rows
+                    images: int = 512,                    # enough, of all processes together
+                    seconds: float = 1.,                  # enough; one batch is always labelled
+                   ) -> tuple[int, int]:                  # labels that change, labels compared; the same in every process
+    "How many of a teacher's labels are others when it computes in bfloat16"
+    changed, seen, start = 0, 0, time.perf_counter()
+    for batch in batches:
+        teacher.bf16 = True
+        try: changed += int((label(batch) != batch.taught).sum())
+        finally: teacher.bf16 = False
+        seen += len(batch.taught)
+        if seen * rank_and_size()[1] >= images or time.perf_counter() - start >= seconds: break
+    changed, seen = total(torch.tensor([changed, seen], device=batch.taught.device)).tolist()
+    return changed, seen
+
+def precision_said(changed: int, seen: int) -> str:     # of `changed_in_bf16`
+    "What was measured about a teacher's labels, and what follows"
+    if changed: return f'teacher in float32: {changed} of {seen} labels would change in bfloat16'
+    return f'teacher in bfloat16: {seen} of {seen} labels as in float32'

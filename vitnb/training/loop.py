@@ -110,6 +110,7 @@ class Learner:
     sampler: Callable[[int], str] = lambda epoch: ''            # the sampler of an epoch; '': that of the settings
     needs: dict[str, bool] = field(default_factory=dict)        # 'clean' or 'second': what else its batches hold
     label: Callable[[Batch], Tensor] | None = None              # what a teacher says about a batch; its answer is the batch's `taught`
+    teacher: nn.Module | None = None                            # whoever says it, computing in bfloat16 where its `bf16` is True
     label_key: dict | None = None                               # what those labels depend on, for the cache; None: they are not kept
     before_step: Callable[[nn.Module, int], None] = lambda model, epoch: None     # called with all gradients, before the weights move
     after_step: Callable[[nn.Module], None] = lambda model: None     # called when the weights have moved

@@ -11,7 +11,7 @@ import numpy as np, torch
 from torch import Tensor, nn
 from ..core import UserError, check_limits, choose
 from ..data.batches import Batch, make_batch, resident
-from ..data.lists import LIST_SETS, _find, read_list
+from ..data.lists import LIST_SETS, _find, read_list, stop_reading
 from ..data.longtail import class_counts, class_order, size_groups
 from ..data.sampling import epoch_indices, sampled_steps
 from ..data.sets import IMAGENET, DataConfig, ImageSet, LongTailed, load_images, long_tailed
@@ -20,6 +20,7 @@ from ..models.student import choose_attention
 from .loop import Learner, TrainConfig, choose_bf16, choose_device, predict, rate_at, with_short_warmup
 from .losses import cross_entropy, drw_epoch
 from .schedule import make_optimiser
+from .train import choose_teacher
 
 # %% auto #0
 __all__ = ['SIZES', 'UNITS', 'StandIn', 'stand_in', 'find_data', 'Cost', 'measure', 'plan']
@@ -159,8 +160,10 @@ def plan(config: TrainConfig,                            # the settings of a met
     data, counts, total, absent = find_data(config.data)
     learner, note = _learner(config, data, device, bf16, missing)
     _check_batches(config, learner, data, counts, total)
-    cost, lines = measure(learner, data, config, device, bf16), []
-    if absent and config.data.dataset in SIZES: lines = [('download', f'{absent}: it would be downloaded first')]
+    lines = [] if isinstance(data, StandIn) else [('teacher', text.removeprefix('teacher ')) for text in choose_teacher(config, learner, data, device, bf16)[1]]
+    stop_reading(data.train.images)
+    cost = measure(learner, data, config, device, bf16)
+    if absent and config.data.dataset in SIZES: lines += [('download', f'{absent}: it would be downloaded first')]
     elif absent: missing.insert(0, absent)
     return _lines(config, method, data, counts, total, cost, device, bf16, note) + lines, missing
 

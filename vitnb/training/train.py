@@ -20,7 +20,7 @@ from ..data.sampling import epoch_indices, sampled_steps
 from ..data.sets import LongTailed, fingerprint, long_tailed
 from ..models.student import choose_attention, load_weights, read_weights, save_weights
 from .guards import Progress, Stop, check_loss, check_weights, stopping
-from .labels import LabelCache, labels_key
+from .labels import LabelCache, changed_in_bf16, labels_key, precision_said
 from .loop import Learner, Place, TrainConfig, check_settings, choose_bf16, choose_device, describe, fit, predict, summary, update_after, with_short_warmup
 from .metrics import group_accuracy, per_cent
 from .processes import from_first, gathered, is_first, is_sharded, own_share, rank_and_size, shard, share_layers, total, whole
@@ -29,9 +29,10 @@ from .schedule import make_optimiser
 from .states import load_optimiser, newest_state, optimiser_tensors, save_state
 
 # %% auto #0
-__all__ = ['read_settings', 'Training', 'batches_of', 'label_cache', 'this_machine', 'machine_notes', 'keep_state', 'load_state',
-           'forget_after', 'Board', 'after_step', 'after_epoch', 'look', 'flat_numbers', 'make_trackers', 'train',
-           'processes_on', 'prepare', 'missing_for_compile', 'go_on', 'go_on_with', 'same_threads', 'test_run']
+__all__ = ['read_settings', 'Training', 'batches_of', 'label_cache', 'choose_teacher', 'this_machine', 'machine_notes',
+           'keep_state', 'load_state', 'forget_after', 'Board', 'after_step', 'after_epoch', 'look', 'flat_numbers',
+           'make_trackers', 'train', 'processes_on', 'prepare', 'missing_for_compile', 'go_on', 'go_on_with',
+           'same_threads', 'as_it_began', 'test_run']
 
 # %% ../../nbs/training/55_train.ipynb #842996c8
 def read_settings(content: dict,     # setting → value, those of inner dataclasses as dictionaries; what is not there keeps its default
@@ -115,15 +116,31 @@ def batches_of(config: TrainConfig, learner: Learner, data: LongTailed,
 
 # %% ../../nbs/training/55_train.ipynb #88b66230
 def label_cache(config: TrainConfig, learner: Learner, data: LongTailed,
-                machine: dict,          # from `this_machine`
+                machine: dict,          # from `this_machine` and `choose_teacher`
                 steps: int,             # in an epoch
                ) -> LabelCache | None:  # None: there are no such labels, or the method keeps none
     "The teacher's labels on the disk, where the method keeps them"
     if learner.label is None or learner.label_key is None: return None
-    key = labels_key(**learner.label_key, images=fingerprint(data.train), mean=data.mean, std=data.std, img_size=data.img_size, eval_crop=data.eval_crop,
+    key = labels_key(**learner.label_key, bf16=machine.get('teacher') == 'bf16', images=fingerprint(data.train), mean=data.mean, std=data.std, img_size=data.img_size, eval_crop=data.eval_crop,
                      augment=asdict(config.augment), batch_size=config.batch_size, repeats=config.repeats, seed=config.seed, needs=learner.needs,
                      machine={k: machine[k] for k in ('device', 'precision', 'threads', 'cpu', 'processes', 'torch')}, process=rank_and_size()[0])
     return LabelCache(learner.label, cache_folder()/'labels'/key, steps, data.num_classes)
+
+# %% ../../nbs/training/55_train.ipynb #f83a5c19
+def choose_teacher(config: TrainConfig, learner: Learner, data: LongTailed,
+                   device: torch.device,            # where the teacher is
+                   bf16: bool,                      # whether the student computes in bfloat16
+                   seconds: float = 1.,             # to measure in, one batch at least
+                  ) -> tuple[dict, list[str]]:      # what is written down about it, a line to print; nothing without a teacher
+    "Let a teacher compute in bfloat16 where its labels were measured to stay the same; the same choice in every process"
+    if (teacher := learner.teacher) is None: return {}, []
+    said, learner.teacher = [], None      # those who ask it hold it, as long as they need it
+    if bf16 and learner.label is not None and getattr(config, 'teacher_precision', '') == 'auto':
+        steps, batches = sampled_steps(len(data.train), config.batch_size, config.repeats), batches_of(config, learner, data, device)
+        some = (batches(*divmod(n, steps), learner.mixing(n // steps)) for n in range(config.epochs * steps))
+        changed, seen = changed_in_bf16(learner.label, teacher, some, seconds=seconds)
+        teacher.bf16, said = changed == 0, [precision_said(changed, seen)]
+    return dict(teacher='bf16' if teacher.bf16 else 'fp32', **({'teacher_check': said[0]} if said else {})), said
 
 # %% ../../nbs/training/55_train.ipynb #201170f7
 def this_machine(device: torch.device,
@@ -224,13 +241,14 @@ def after_step(t: Training, board: Board, progress: Progress, stop: Stop,
     "Show where the training is, save its state when due, and end it by `KeyboardInterrupt` when asked to; raises `UserError` when the loss is no number"
     board.step(t.place.epoch, losses)
     if t.first and progress.due(): progress.write(t.place.epoch, step, float(losses['loss'].detach()))
+    def check(): check_loss(float(total(t.place.sums['loss'])) / rank_and_size()[1], t.place.epoch, step, lr=t.config.lr)
     quiet = losses['loss'].device.type != 'cpu'              # reading a loss waits for a GPU
-    if not quiet or t.place.step % 20 == 0: check_loss(float(t.place.sums['loss']), t.place.epoch, step, lr=t.config.lr)
+    if not quiet or t.place.step % 20 == 0: check()
     if not update_after(t.config, step, t.steps): return
     if rank_and_size()[1] > 1 and t.place.step // t.config.accumulate % 10 and t.place.step != t.steps: return         # the processes agree now and then only
     ask, due = from_first((stop.asked, time.monotonic() - t.saved >= (t.config.save_every and max(t.config.save_every, 20 * t.saving))))
     if ask or due:
-        check_loss(float(t.place.sums['loss']), t.place.epoch, step, lr=t.config.lr)
+        check()
         check_weights(t.model, t.place.epoch, step, t.config.lr)
         keep_state(t)
     if ask: raise KeyboardInterrupt
@@ -341,7 +359,8 @@ def prepare(config: TrainConfig,
     learner = config.learner(data, device, bf16)
     attention = choose_attention(learner.model, device, bf16, config.attention)
     if attention and size > 1: attention = choose_attention(learner.model, device, bf16, from_first(attention.kind))      # one kind in all processes
-    machine = this_machine(device, bf16, attention and attention.kind)
+    taught, said = choose_teacher(config, learner, data, device, bf16)
+    machine = this_machine(device, bf16, attention and attention.kind) | taught
     average = _moving_average(config, learner)
     if size > 1: share_layers(learner.model, rows, config.batch_size)
     sharded = config.shard and size > 1
@@ -353,7 +372,7 @@ def prepare(config: TrainConfig,
     labels = label_cache(config, learner, data, machine, steps)
     batches = batches_of(config, learner, data, device, labels)
     learner.model, optimiser = accelerator.prepare(learner.model, optimiser) if not sharded else (learner.model, accelerator.prepare(optimiser))
-    return Training(config, data, learner, optimiser, accelerator, batches, steps, bf16, None, Place(), average, labels), machine, [*data.notes, *learner.notes, *([f'attention: {attention}'] if attention else []), *([f'torch.compile: off, {lacking} is missing here'] if lacking else [])]
+    return Training(config, data, learner, optimiser, accelerator, batches, steps, bf16, None, Place(), average, labels), machine, [*data.notes, *learner.notes, *said, *([f'attention: {attention}'] if attention else []), *([f'torch.compile: off, {lacking} is missing here'] if lacking else [])]
 
 def missing_for_compile() -> str:     # empty: nothing
     "What torch.compile would need on an NVIDIA GPU and this machine lacks"
@@ -422,7 +441,7 @@ def _resume(run: Run, kind: type[TrainConfig], data: LongTailed | None, quiet: b
     check_settings(config)
     before = _dict(about.get('machine'))
     same_threads(before)
-    t, machine, notes = prepare(replace(config, attention=before['attention']) if before.get('attention') in ('fused', 'explicit') else config, data)
+    t, machine, notes = prepare(as_it_began(config, before), data)
     t.run = run
     _same_sources(t, about)
     if found: load_state(t, *found[:2])
@@ -438,6 +457,16 @@ def same_threads(machine: dict):     # from `this_machine`, when the run began
     "Compute with as many threads as a run began with, if this machine has them"
     threads = machine.get('threads')
     if isinstance(threads, int) and 0 < threads <= (os.cpu_count() or 1) and threads != torch.get_num_threads(): torch.set_num_threads(threads)
+
+def as_it_began(config: TrainConfig,
+                machine: dict,      # from `this_machine`, when the run began
+               ) -> TrainConfig:
+    "The settings with what was measured then in the place of `auto`; a teacher in bfloat16 only where the run still computes in it"
+    if machine.get('attention') in ('fused', 'explicit'): config = replace(config, attention=machine['attention'])
+    teacher = machine.get('teacher', machine.get('precision'))      # before it was measured: as the student
+    if getattr(config, 'teacher_precision', '') != 'auto' or teacher not in ('bf16', 'fp32'): return config
+    if teacher == 'bf16' and not choose_bf16(config.precision, choose_device(config.device)): return config
+    return replace(config, teacher_precision=teacher)
 
 def _dict(value: Any) -> dict: return value if isinstance(value, dict) else {}
 
