@@ -2,7 +2,7 @@
 import dataclasses, json, shlex
 import pytest
 import torch
-import torchvision
+import timm, torchvision
 from PIL import Image
 from vitnb import cli
 from vitnb.core import UserError, generator
@@ -11,6 +11,7 @@ from vitnb.data.sets import IMAGENET, long_tailed
 from vitnb.methods.datafree import InversionConfig, begun, classifier, competition, competitor, invert, make_images, read_made, start_making, terms, listening
 from vitnb.models.any_teacher import packaged_teachers, teacher_source
 from vitnb.models.student import about_student, make_student, save_weights, student_config
+from vitnb.training.runs import open_run
 
 TEACHER, FEW = str(packaged_teachers()[0]), InversionConfig(steps=2, batch_size=20)
 CPU = torch.device('cpu')
@@ -48,6 +49,29 @@ def test_a_teacher_at_another_size_than_its_own_sees_the_pictures_at_theirs(tmp_
     assert (config.teacher_size, config.data.image_folder_size) == (20, 20) and share_right(config) > .9
 
 
+def test_the_printed_command_trains(tmp_path, capsys):
+    "From a folder of made images to a finished run in both stages, by what was printed alone"
+    command = printed(capsys, TEACHER, tmp_path/'made', '--per-class', 6, '--steps', 3, '--batch-size', 60)
+    few = ['--out', str(tmp_path/'run'), '--epochs', '2', '--batch-size', '16', '--patch-size', '14', '--warmup-epochs', '0', '--device', 'cpu']
+    assert cli.main([*command[1:], *few]) == 0
+    run = open_run(tmp_path/'run')
+    first, last = run.metrics
+    assert first['hidden'] > 0 == last['hidden'] and first['dist'] > 0 == last['dist'] and 'cls' in run.status['test']
+    assert run.config['config']['data']['dataset'] == f'imagefolder:{tmp_path/"made"}' and run.config['config']['teacher_normalisation'] == 'own'
+
+
+def test_what_the_command_says(tmp_path, capsys):
+    "Where the growing images are, and how to look at the finished ones"
+    assert cli.main(['generate', TEACHER, str(tmp_path/'made'), '--per-class', '2', '--steps', '3', '--batch-size', '20', '--device', 'cpu']) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0] == f'{tmp_path/"made"/"latest.png"} shows the batch at hand, and is renewed every 25 steps' and (tmp_path/'made'/'latest.png').is_file()
+    scope = {}
+    exec(said.partition('with `')[2].partition('`\n')[0].replace('made_view(', 'view = made_view('), scope)
+    assert scope['view'].cards.value.count('its nearest real image') == 2
+    assert cli.main(['generate', str(tmp_path/'none'), str(tmp_path/'other')]) == 2
+    assert 'latest.png' not in capsys.readouterr().out
+
+
 @pytest.fixture
 def resnet(tmp_path):
     "A state dict file of torchvision, which says nothing about its images"
@@ -75,6 +99,25 @@ def test_a_teacher_of_torchvision(tmp_path, resnet, capsys, monkeypatch):
     assert torch.allclose(teacher.adapt(clean_view(first, data.mean, data.std, data.img_size)), seen[place:place + 1], atol=1e-5)
     assert cli.main(['generate', str(resnet), str(tmp_path/'grey'), '--size', '32', '--per-class', '2', '--steps', '1', '--mean', '.5', '.5', '.5', '--std', '.5', '.5', '.5', '--device', 'cpu']) == 0
     assert 'note: in training the teacher' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ('resnet18', 'regnety_002'))
+def test_a_teacher_of_timm(tmp_path, name, capsys, monkeypatch):
+    torch.manual_seed(0)
+    torch.save(timm.create_model(name, num_classes=3).state_dict(), tmp_path/'net.pth')
+    teacher, made = f'timm:{name}@{tmp_path/"net.pth"}', tmp_path/'made'
+    command = printed(capsys, teacher, made, '--size', 32, '--per-class', 2, '--steps', 3)
+    images = read_made(made, 3)
+    assert images.images.shape == (6, 3, 32, 32) and images.counts.tolist() == [2] * 3 and (made/'latest.png').is_file()
+    source, losses = teacher_source(teacher, fold=False), []
+    x = torch.randn(6, 3, 32, 32, generator=generator(0))
+    invert(source.network, images.labels, x, InversionConfig(steps=8), source.mean_std, on_step=lambda s, i, t: losses.append(t['loss'].item()))
+    assert losses[-1] < losses[0]
+    config = settings_of(command, monkeypatch)
+    data = long_tailed(config.data)
+    adapted, first = config.its_teacher(data, CPU, False)[0], data.train.images[:1]
+    place = next(i for i, x in enumerate(images.images) if torch.equal(x, first[0]))
+    assert torch.allclose(adapted.adapt(clean_view(first, data.mean, data.std, data.img_size)), clean_view(images.images[place:place + 1], *source.mean_std, 32), atol=1e-5)
 
 
 @pytest.mark.parametrize('names', (['a/b', 'a-b', 'c'], ['a', '..', 'c'], ['a', ' ', 'c']))

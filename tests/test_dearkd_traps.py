@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import timm
+import timm, torchvision
 from torch import nn
 from accelerate import Accelerator
 from conftest import ROOT, some
 from test_processes import command
 from vitnb.core import UserError
 from vitnb.data.batches import AugmentConfig, make_batch
+from vitnb.data.sets import ImageSet
 from vitnb.methods.datafree import InversionConfig, batch_labels, batch_norms, invert, listening, terms, variety_loss
 from vitnb.models.any_teacher import packaged_teachers
 from vitnb.methods import dearkd
@@ -19,12 +20,14 @@ from vitnb.methods.imported import export_checkpoint
 from vitnb.methods.registry import resume
 from vitnb.models.any_teacher import AdaptedTeacher
 from vitnb.models.checkpoints import student_from_checkpoint
-from vitnb.models.mhca import MHCA, MhcaSettings, head_centres, mhca_map, patch_offsets, with_mhca
+from vitnb.models.mhca import MHCA, MhcaSettings, head_centres, mhca_map, patch_offsets, put_mhca, with_mhca
 from vitnb.models.student import StudentConfig, make_student, read_weights, student_config
 from vitnb.models.teacher import TeacherConfig, fold_batch_norms, make_teacher
 from vitnb.training.loop import fit, rate_at
 from vitnb.training.schedule import make_optimiser
 from vitnb.training.train import train
+from vitnb.widgets.attention_view import AttentionView
+from vitnb.widgets.state import ModelSubject, make_state
 
 CPU, TEACHER = torch.device('cpu'), str(packaged_teachers()[0])
 
@@ -51,6 +54,14 @@ def followed(data, epochs=2, steps=2, **settings):
 def test_1_a_teacher_with_more_data_than_the_papers_is_named():
     assert extra_images('timm:regnety_160') and 'deit_in1k' in extra_images('timm:regnety_160')[0]      # timm's default weights saw ImageNet-12k
     assert not extra_images('timm:regnety_160.deit_in1k') and not extra_images('auto') and not extra_images('timm:regnety_160@file.pth')
+
+
+@pytest.mark.parametrize('kind', (DearKD, DearKDLT))
+def test_1_a_training_says_so(kind, data, monkeypatch):
+    teacher, facts, _ = kind(teacher=TEACHER).its_teacher(data, CPU, False)
+    monkeypatch.setattr(kind, 'its_teacher', lambda self, *_: (teacher, facts, None))      # nothing large is made
+    for name in ('timm:regnety_160', 'timm:regnety_160.deit_in1k'):
+        assert sum('more images than ImageNet' in n for n in kind(teacher=name).learner(data, CPU, False).notes) == (name == 'timm:regnety_160')
 
 
 def test_2_the_teacher_sees_the_students_very_tensor_and_stays_in_evaluation_mode(data):
@@ -151,6 +162,13 @@ def test_10_every_batch_norm_is_heard_at_its_input_and_no_hook_stays():
         assert len(distances) == 1 and torch.isclose(distances[0], by_hand) and not layer._forward_pre_hooks
     with pytest.raises(UserError, match='folded'): batch_norms(fold_batch_norms(make_teacher()))
     with pytest.raises(UserError, match='no batch normalisation'): batch_norms(make_student())
+    for partly, at, name in ((torchvision.models.resnet18(), '', 'bn1'), (torchvision.models.resnet18(), 'layer2.0', 'bn2'), (timm.create_model('regnety_002'), 's2.b1.conv2', 'bn')):
+        assert len(batch_norms(partly)) in (20, 44)                    # also with timm's squeeze-and-excitation, in which a bn is empty from the beginning
+        setattr(partly.get_submodule(at), name, nn.Identity())         # as after folding this one alone
+        with pytest.raises(UserError, match=rf'lost batch normalisations \({f"{at}.{name}".lstrip(".")}\)'): batch_norms(partly)
+    first = timm.create_model('resnet18')
+    first.conv1, first.bn1 = nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU()      # a first convolution that never had one is no mistake
+    assert len(batch_norms(first)) == 19
 
 
 def test_11_a_teacher_in_training_mode_is_refused_and_its_memory_does_not_drift():
@@ -277,11 +295,17 @@ def help_of(kind, name):
 
 def test_18_defaults_that_are_ours_say_so_in_help_and_code():
     "Where the paper's text is not known here, whoever reads the help or the code must not take our choice for the paper's"
-    for kind, names in ((DearKD, 'alpha switch hidden pairs distillation temperature stage2_heads'), (DearKDLT, 'alpha switch hidden pairs'), (MhcaSettings, 'mhca_share mhca_merge mhca_drop mhca_prefix')):
+    common = 'teacher use_dist alpha switch hidden pairs'
+    for kind, names in ((DearKD, f'{common} distillation temperature stage2_heads'), (DearKDLT, common), (MhcaSettings, ' '.join(f.name for f in dataclasses.fields(MhcaSettings)))):
         for name in names.split(): assert 'ours' in help_of(kind, name), (kind, name)
-    for thing in (dearkd.Standardise, dearkd.Aligner, dearkd.feature_distance, dearkd.read_pairs, DearKD.early_epochs, head_centres): assert 'ours' in inspect.getdoc(thing), thing
+    for name in (f.name for f in dataclasses.fields(InversionConfig) if f.name != 'seed'):      # DeepInversion has two scripts and a paper, so a value that is not ours is of one of them
+        assert re.search(r"\bour|CIFAR|ImageNet|both scripts", help_of(InversionConfig, name)), name
+    for name in ('teacher_size', 'teacher_antialias', 'teacher_normalisation'): assert 'DeiT-LT' in help_of(DearKD, name), name      # not "the paper": here that is DearKD's
+    for thing in (dearkd.Standardise, dearkd.Aligner, dearkd.feature_distance, dearkd.read_pairs, DearKD.early_epochs, head_centres, MHCA.init_weights, variety_loss): assert 'ours' in inspect.getdoc(thing), thing
     fields = inspect.getsource(TwoStages).splitlines()
     for name in ('alpha', 'hidden', 'kind', 'heads'): assert 'ours' in next(l for l in fields if l.strip().startswith(f'{name}: ')), name
+    layer = inspect.getsource(MHCA.__init__).splitlines()
+    for name in ('merge', 'pos_drop', 'centres', 'locality'): assert 'ours' in next(l for l in layer if l.strip().startswith(f'{name}: ')), name
 
 
 @pytest.mark.parametrize('depth', (1, 2, 3, 4, 5))
@@ -299,6 +323,20 @@ def test_20_tokens_that_wait_to_the_end_are_refused(data):
     student = make_student(MhcaSettings(5 / 6, mhca_prefix='late').of(student_config())).eval()
     a, b = student(noise(2, 1, 28, 28)).cls
     assert not torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize('merge', ('gate', 'logit'))
+def test_20_tokens_that_wait_can_be_looked_at(merge):
+    "The attention map has blocks before and after the tokens join, with the gates and positions of those before"
+    student = put_mhca(make_student(), 2, merge=merge, prefix='late').eval()
+    pictures = ImageSet(torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), torch.arange(2), tuple('abcdefghij'))
+    view = AttentionView({'late': ModelSubject(student, pictures, 'late', mean=(.5,), std=(.5,))}, make_state(block=2, head=1, query='patch', row=2, column=2, compare='position and content'))
+    assert not view.note.value and ('0.73' in view.gates.value) == (merge == 'gate')
+    maps, alone = view.subjects['late'].record(0).attention.maps[0], torch.eye(18)[:2].numpy()
+    assert (maps[:2, :, :2] == alone).all() and not maps[:2, :, 2:, :2].any() and (maps[2:] > 0).all()
+    for method, query, block in (('attention', 'cls', 1), ('attention', 'dist', 3), ('rollout', 'cls', 1), ('relevance', 'dist', 1), ('gradient rollout', 'patch', 2)):
+        view.state.compare, view.state.method, view.state.query, view.state.block = 'nothing', method, query, block
+        assert not view.note.value, (method, query, block, view.note.value)
 
 
 def test_21_a_row_of_which_the_dropout_left_nothing_attends_by_content():

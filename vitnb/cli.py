@@ -389,19 +389,24 @@ def _print_latency(run):
 def generate_command(arguments: Sequence[str]):     # what follows `vitnb generate`: a teacher, a folder and options
     "Fill a folder with images made from a teacher"
     import dataclasses, tyro
+    from tqdm import tqdm
     from vitnb.methods.datafree import InversionConfig, make_images
     kind = dataclasses.make_dataclass('Generate', [
-        ('teacher', *_option(str, 'a run folder or file of a teacher, timm:NAME, or timm:NAME@FILE')), ('folder', *_option(Path, 'to fill; one that was begun is gone on with')),
-        ('per_class', *_option(int, 'images of each class', default=100)), ('size', *_option(int | None, "side in pixels; None: the teacher's own", default=None)),
+        ('teacher', *_option(str, 'a run folder or file of a teacher, timm:NAME, or timm:NAME@FILE (which network DF-DearKD inverts is not known here: ours)')), ('folder', *_option(Path, 'to fill; one that was begun is gone on with')),
+        ('per_class', *_option(int, 'images of each class (ours)', default=100)), ('size', *_option(int | None, "side in pixels; None: the teacher's own", default=None)),
         ('mean', *_option(tuple[float, ...] | None, 'of the pixels that the teacher was trained on, one number for each channel (ImageNet: 0.485 0.456 0.406); None: as its file says', default=None)),
         ('std', *_option(tuple[float, ...] | None, 'their standard deviation (ImageNet: 0.229 0.224 0.225)', default=None)),
         ('student', *_option(str | None, 'a run folder or file of a student that --compete is about', default=None)),
         ('device', *_option(str, 'cpu, cuda, mps, or auto', default='auto')), ('settings', InversionConfig, dataclasses.field(default_factory=InversionConfig))])
     given = tyro.cli(kind, args=arguments, prog='vitnb generate', description='fill a folder with images made from a CNN, without any real one',
                      config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes))
-    done = make_images(given.teacher, given.folder, given.per_class, given.settings, given.size, given.device, mean=given.mean, std=given.std, student=given.student)
+    told = iter((f'{given.folder/"latest.png"} shows the batch at hand, and is renewed every 25 steps',))
+    def tell(picture):      # once, when there is one
+        for line in told: tqdm.write(line)
+    done = make_images(given.teacher, given.folder, given.per_class, given.settings, given.size, given.device, show=tell, every=25, mean=given.mean, std=given.std, student=given.student)
     command, known = training_command(done, given.teacher)
     if not known: print('note: in training the teacher will see these images under another mean and deviation than those given here, which its file does not say')
+    print(f'{done}: look at it in a notebook, beside real images (`real=`, a folder; Fashion-MNIST if none is given), with `from vitnb.widgets.made_view import made_view; made_view({str(done)!r}, teacher={given.teacher!r})`')
     print(f'{done}: train on it with `{command}`')
 
 def training_command(made: Path,       # folder of made images, with its `about.json`

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from ..core import UserError, choose
-from ..models.mhca import MHCA
+from ..models.mhca import MHCA, LateBlock
 
 # %% auto #0
 __all__ = ['Call', 'listening', 'evaluating', 'Layout', 'token_names', 'check_images', 'taking', 'attention_layout', 'Attention',
@@ -64,16 +64,24 @@ def _fused_call(name: str, query, key, value, attn_mask=None, dropout_p=0., is_c
 # %% ../../nbs/analysis/10_attention.ipynb #5f51a878
 class _Mode(TorchFunctionMode):
     "Tells `hear` of each fused call of attention; weights that it answers with take the place of the model's"
-    def __init__(self, hear: Callable[[Call], Tensor | None]):
+    def __init__(self, hear: Callable[[Call], Tensor | None],
+                 waiting: dict[str, int] | None = None):      # module → tokens that wait outside of it
         super().__init__()
-        self.hear, self.inside = hear, ['']
+        self.hear, self.inside, self.waiting = hear, [''], waiting or {}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is not F.scaled_dot_product_attention: return function(*args, **kwargs)
         call = _fused_call(self.inside[-1], *args, **kwargs)
-        weights = self.hear(call)
-        return function(*args, **kwargs) if weights is None else weights.to(call.value.dtype) @ call.value
+        waiting = self.waiting.get(call.name, 0)
+        weights = self.hear(_with_waiting(call, waiting) if waiting else call)
+        return function(*args, **kwargs) if weights is None else weights[..., waiting:, waiting:].to(call.value.dtype) @ call.value
+
+def _with_waiting(call: Call, waiting: int) -> Call:
+    "A call over all tokens: the first ones, which wait outside, hear themselves alone"
+    alone = torch.eye(waiting, device=call.query.device).expand(*call.query.shape[:2], -1, -1)
+    rest = F.pad(call.weights(), (waiting, 0))
+    return Call(call.name, given=torch.cat([F.pad(alone, (0, rest.shape[-1] - waiting)), rest], -2))
 
 def _torch_call(name: str, module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Call:
     "A call of PyTorch's own attention module, projected again from what goes in"
@@ -102,7 +110,7 @@ def listening(model: nn.Module,
               names: Sequence[str] | None = None,        # the modules of interest, when they are known: only calls from inside these are heard
              ) -> Iterator[None]:
     "Inside the block `hear` is told of all attention of the model, which is in evaluation mode"
-    mode = _Mode(hear)
+    mode = _Mode(hear, {f'{name}.attn': _embedding(model).num_prefix_tokens for name, m in model.named_modules() if isinstance(m, LateBlock)})
     def attached(name, module):
         if isinstance(module, nn.MultiheadAttention):
             return [module.register_forward_hook(partial(_hear_torch, hear, name), with_kwargs=True)]

@@ -31,12 +31,19 @@ __all__ = ['batch_norms', 'listening', 'total_variations', 'size_of_images', 'js
 
 # %% ../../nbs/methods/52_datafree.ipynb #fd38dd04
 def batch_norms(network: nn.Module) -> list[nn.Module]:
-    "The layers that hold running statistics, in order; raises `UserError` when there are none"
+    "The layers that hold running statistics, in order; raises `UserError` when there are none, or some of them are gone"
     found = [m for m in network.modules() if getattr(m, 'running_mean', None) is not None and getattr(m, 'running_var', None) is not None]
-    if found: return found
-    folded = any(isinstance(m, nn.Identity) and 'bn' in name.rpartition('.')[2] for name, m in network.named_modules())
-    raise UserError(f'{type(network).__name__} has no batch normalisation with running statistics{" (they were folded into its convolutions)" if folded else ""}, '
+    gone = [f'{name}.{child}'.lstrip('.') for name, m in network.named_modules() for child in _gone(m)]
+    if found and not gone: return found
+    if found: raise UserError(f'{type(network).__name__} has lost batch normalisations ({", ".join(gone[:3])}{", …" if gone[3:] else ""}), folded into its convolutions or taken out, '
+                              'and what they remembered would be missing from the images: use a CNN as it was trained')
+    raise UserError(f'{type(network).__name__} has no batch normalisation with running statistics{" (they were folded into its convolutions)" if gone else ""}, '
                     'so there is nothing to make images from: use a CNN as it was trained')
+
+def _gone(module: nn.Module) -> list[str]:
+    "Children after a convolution that are called a batch normalisation and do nothing; in timm's attention over channels they never did"
+    children = [] if type(module).__module__.endswith(('squeeze_excite', 'coord_attn', 'split_attn')) else list(module.named_children())
+    return [name for (_, before), (name, m) in zip(children, children[1:]) if 'bn' in name and isinstance(m, nn.Identity) and isinstance(before, nn.Conv2d)]
 
 @contextmanager
 def listening(network: nn.Module,            # in evaluation mode, otherwise a `UserError` is raised
@@ -441,13 +448,13 @@ def begun(folder: Path, about: dict) -> dict:
 # %% ../../nbs/methods/52_datafree.ipynb #7188d423
 def make_images(teacher: str | Path,             # as for `--teacher`: a run folder, a file, timm:NAME or timm:NAME@FILE
                 folder: str | Path,              # to fill
-                per_class: int = 100,            # images of each class
+                per_class: int = 100,            # images of each class (ours)
                 config: InversionConfig = InversionConfig(),
                 size: int | None = None,         # side in pixels; None: the teacher's own
                 device: str = 'auto',            # or as PyTorch calls it: cpu, cuda, mps
                 quiet: bool = False,             # no progress bar
                 show: Callable[[Image.Image], None] = lambda picture: None,      # gets a picture of the batch at hand
-                every: int = 25,                 # steps between two of them
+                every: int = 25,                 # steps between two of them; the last step of a batch gives one too
                 family: str = 'auto',            # of an official teacher's file: ldam, paco or ce; auto: recognised
                 mean: Sequence[float] | None = None,    # of the teacher's images, each channel, of pixels from 0 to 1; None: as its file says
                 std: Sequence[float] | None = None,     # likewise; both or neither
@@ -463,7 +470,7 @@ def make_images(teacher: str | Path,             # as for `--teacher`: a run fol
         for b in todo:
             def on_step(step, images, found):
                 bar.update(); bar.set_postfix_str(f'batch {b + 1}/{len(m.batches)}, loss {found["loss"].detach():.2f}', refresh=False)
-                if step % every == every - 1: _show(m, images, show)
+                if step % every == every - 1 or step == total - 1: _show(m, images, show)
             labels = m.batches[b]
             start = torch.randn(len(labels), m.channels, m.size, m.size, generator=generator(config.seed, 'inversion noise', b)).to(device)
             images = invert(network, labels.to(device), start, config, m.source.mean_std, rival, b, on_step=on_step)

@@ -228,6 +228,8 @@ def read_pairs(pairs: str,      # block:stage, with commas between them; or auto
 @dataclass(frozen=True)
 class EarlyDistilled(Distilled):
     "Settings of every method that learns from the early layers of a CNN"
+    teacher: str = 'auto'
+    "run folder or file of a teacher, timm:NAME, or timm:NAME@FILE; auto: the packaged one for this data (which teacher, and that it saw the student's images only, is ours)"
     switch: float = 5 / 6
     "share of the epochs after which stage 1 ends; 1: never; 0: at once; otherwise each stage has an epoch at least (the paper's epoch is not known here: ours)"
     alpha: float = .5
@@ -236,6 +238,8 @@ class EarlyDistilled(Distilled):
     "weight of the feature loss on standardised features; 0: without (ours)"
     pairs: str = 'auto'
     "block:stage pairs such as 2:1,4:2,6:3; auto: blocks at 1/6, 2/6, 3/6 of the depth with stages 1, 2, 3 (ours)"
+    use_dist: bool = True
+    "give the DIST token a head of its own; otherwise CLS learns from labels and teacher alike (that DearKD has DeiT's DIST token is ours)"
     keep_labels: bool = False
     "without effect here: the teacher is asked for its maps in every step of stage 1, and what it says comes with them"
     mhca: MhcaSettings = MhcaSettings(mhca_share=.5)

@@ -99,11 +99,11 @@ class Distilled(TrainStudent):
     teacher_family: str = 'auto'
     "of an official teacher's file: ldam, paco or ce"
     teacher_size: int | None = None
-    "side in pixels at which the teacher sees the images (CIFAR in the paper: 32; default: the teacher's own, where it has one)"
+    "side in pixels at which the teacher sees the images (CIFAR in DeiT-LT's paper: 32; default: the teacher's own, where it has one)"
     teacher_antialias: bool = False
-    "smooth the images before they are made smaller for the teacher (the paper: no)"
+    "smooth the images before they are made smaller for the teacher (DeiT-LT's code: no)"
     teacher_normalisation: str = 'student'
-    "student: the teacher sees the student's tensor as it is (the paper); own: its own mean and deviation instead"
+    "student: the teacher sees the student's tensor as it is (as in DeiT-LT); own: its own mean and deviation instead"
     map_targets: bool = False
     "the teacher numbers its classes as the lists of imagenet-lt or inaturalist18 do, not by size"
     alpha: float = .5

@@ -61,7 +61,7 @@ class MHCA(nn.Module):
                  merge: str = 'gate',              # gate: of two softmaxes; logit: one softmax of the sum (ours)
                  pos_drop: float = .1,             # dropout of the positional attention (the paper has one; where and how much is ours)
                  centres: Tensor | None = None,    # (H, 2) offset of each head; None: `head_centres` (ours)
-                 locality: float = 1.,             # how narrow the bumps are at the start
+                 locality: float = 1.,             # how narrow the bumps are at the start (ConViT's; that DearKD keeps it is ours)
                  qkv_bias: bool = True):           # queries, keys and values have a bias
         super().__init__()
         if dim % num_heads: raise UserError(f'a width of {dim} cannot be shared by {num_heads} heads')
@@ -76,7 +76,7 @@ class MHCA(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        "The start: values are the input, each head with an offset looks there; also called by timm's own initialisation"
+        "The start: values are the input, each head with an offset looks there, λ is 1 (ConViT's; that DearKD keeps it is ours); also called by timm's own initialisation"
         for layer in (self.qkv, self.proj, self.pos_proj): nn.init.trunc_normal_(layer.weight, std=.02)
         for layer in (self.qkv, self.proj): None if layer.bias is None else nn.init.zeros_(layer.bias)
         self.qkv.weight[-self.proj.in_features:] = torch.eye(self.proj.in_features)
@@ -141,7 +141,7 @@ def put_mhca(student: Student,                  # changed in place
              blocks: int | Sequence[int],       # how many of the first (how many is ours), or their numbers from 0
              merge: str = 'gate',               # gate or logit (ours)
              pos_drop: float = .1,              # dropout of the positional attention (ours)
-             locality: float = 1.,              # how narrow the heads look at the start (ConViT's)
+             locality: float = 1.,              # how narrow the heads look at the start (ConViT's; that DearKD keeps it is ours)
              prefix: str = 'content',           # content: CLS and DIST by content alone (ours); late: after these blocks (ConViT's)
             ) -> Student:                       # the same student
     "Replace the attention of chosen blocks by MHCA, in place"
@@ -182,9 +182,9 @@ class MhcaSettings:
     mhca_drop: float = .1
     "dropout of the positional attention (the paper has one; where and how much is ours)"
     mhca_locality: float = 1.
-    "how narrow the heads look at the start (ConViT's)"
+    "how narrow the heads look at the start (ConViT's; that DearKD keeps it is ours)"
     mhca_prefix: str = 'content'
-    "content: CLS and DIST attend by content alone (ours); late: they join after the MHCA blocks (ConViT's)"
+    "content: CLS and DIST attend by content alone (ours); late: they join after the MHCA blocks (ConViT's; which of them DearKD has is not known here)"
     LIMITS: ClassVar = dict(mhca_share=(0, 1), mhca_drop=(0, .9), mhca_locality=(0, 1000))
 
     def of(self, config: StudentConfig) -> StudentConfig:     # raises `UserError` for a backbone without such blocks, unless the share is 0

@@ -15,7 +15,7 @@ from ..analysis.similarity import nearest_of_class
 from ..core import UserError, packaged, whole_file
 from ..data.sets import ImageSet, fashion_mnist, fingerprint, image_folder
 from ..methods.datafree import features_of, read_made
-from ..models.any_teacher import Source, teacher_source, to_channels
+from ..models.any_teacher import Source, resize, teacher_source, to_channels
 from .figures import COLOURS, SIZE, Picture, new_figure, shorten
 from .state import State, for_people, make_state, one_at_a_time
 from .view import View, bind, enlarged, grid, menu, png, slider
@@ -49,7 +49,7 @@ def maker(folder: str | Path,            # of made images
 def real_images(real: ImageSet | str | Path | None,    # a folder, or a set; None: the embedded Fashion-MNIST
                 made: ImageSet,
                 most: int,                             # images of each class
-               ) -> ImageSet:                          # with the classes of `made`, by name
+               ) -> tuple[ImageSet, int]:              # with the classes and the size of `made`; their side before, in pixels
     "The real images that are looked at: at most so many of each class; raises `UserError` when no class is the same"
     if isinstance(real, (str, Path)): real = image_folder(Path(real).expanduser(), made.images.shape[-1])
     if real is None: real = fashion_mnist()[0]
@@ -57,7 +57,8 @@ def real_images(real: ImageSet | str | Path | None,    # a folder, or a set; Non
     label = np.array([number.get(n, -1) for n in real.class_names])[real.labels.numpy()]
     if (label < 0).all(): raise UserError(f'no real image has one of these classes ({shorten(made.class_names[0], 30)}, …): give real=, a folder or an ImageSet')
     chosen = np.sort(np.concatenate([here[sampled(label[here], most)] for c in range(len(number)) if len(here := np.flatnonzero(label == c))]))
-    return ImageSet(to_channels(real.images[chosen], made.images.shape[1]), torch.from_numpy(label[chosen]), made.class_names)
+    images = resize(to_channels(real.images[chosen], made.images.shape[1]).float(), made.images.shape[-1], antialias=True).round().clamp(0, 255).to(torch.uint8)
+    return ImageSet(images, torch.from_numpy(label[chosen]), made.class_names), real.images.shape[-1]
 
 # %% ../../nbs/widgets/40_made_view.ipynb #8f554f5f
 @dataclass(frozen=True, eq=False)
@@ -167,11 +168,11 @@ class MadeView(View):
     "Made images of a class, each beside its nearest real one"
     watches = ('label', 'image')
     def __init__(self, made: ImageSet,
-                 near: Callable[[Callable], tuple[ImageSet, Nearest]],    # called with `said(done, of)`; gives real images, and which are nearest
+                 near: Callable[[Callable], tuple[ImageSet, int, Nearest]],    # called with `said(done, of)`; gives real images, their side before, and which are nearest
                  state: State | None = None):                             # None: a new one
         from ipywidgets import HTML, IntProgress
         super().__init__({}, make_state(state))
-        self.made, self.real, self.near, self.find = made, None, None, near
+        self.made, self.real, self.side, self.near, self.find = made, None, None, None, near
         self.label = menu('class', 'Which class', [(f'{shorten(str(n), 40)} ({k})'.replace(r'\$', '$'), c) for c, (n, k) in enumerate(zip(made.class_names, made.counts))])
         self.page = slider('page', f'Left and right go through the images of the class, {CARDS} at a time', 1, 1, 1)
         self.said, self.cards, self.bar = HTML(), HTML(), IntProgress(description='images', layout=dict(display='none'))
@@ -186,7 +187,7 @@ class MadeView(View):
     def work_out(self):
         "Find the nearest real images, with a bar that says how far it is"
         def said(done, of): self.bar.layout.display, self.bar.max, self.bar.value = None, of, done
-        try: self.real, self.near = self.find(said)
+        try: self.real, self.side, self.near = self.find(said)
         finally: self.bar.layout.display = 'none'
 
     def draw(self): self.safely('images', draw_made, self)
@@ -207,6 +208,7 @@ def draw_made(view: MadeView):
         words += f'; the teacher sees {100 * near.right[here].mean():.0f} % of them as this class'
         if (near.index[here] >= 0).any(): words += f'. Left made, right the nearest of {int(view.real.counts[state.label])} real ones; the number is their distance in the teacher’s features (mean of the class {np.nanmean(near.distance[here]):.2f})'
         else: words += '; there is no real image of this class to put beside them'
+        if view.side != made.images.shape[-1]: words += f'. The real images were brought from {view.side} to {made.images.shape[-1]} px, the side of the made ones'
     view.said.value = f'<div class="said">{words}</div>'
     view.cards.value = cards_html(made, view.real, near, page)
 
@@ -219,6 +221,6 @@ def made_view(folder: str | Path,                           # that `vitnb genera
     "Browse made images; raises `UserError` for a folder that holds none"
     made = made_images(folder)
     def near(said):
-        theirs = real_images(real, made, most)
-        return theirs, kept_nearest(folder, made, theirs, maker(folder, teacher), said)
+        theirs, side = real_images(real, made, most)
+        return theirs, side, kept_nearest(folder, made, theirs, maker(folder, teacher), said)
     return MadeView(made, near, make_state(state))
