@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np, torch
 from PIL import Image, UnidentifiedImageError
-from traitlets import Float, HasTraits, Int, List, TraitError, Unicode
+from traitlets import Float, HasTraits, Int, List, TraitError, Unicode, signature_has_traits
 from ..analysis.attention import attention_maps
 from ..analysis.experts import Experts, load_experts
 from ..core import UserError, choose
@@ -32,6 +32,7 @@ CHOICES = ('all', 'head', 'mid', 'tail', 'one class', 'only CLS right', 'only DI
 SCALES = ('this map', 'this block', 'all blocks')
 COMPARE = ('nothing', 'the other token', 'the other run', 'the other run, difference', 'position and content')
 
+@signature_has_traits
 class State(HasTraits):
     "What is looked at, and how"
     run = Unicode(help='name of the run or model')
