@@ -4,7 +4,7 @@
 
 # %% ../../nbs/training/44_labels.ipynb #d8917763
 from __future__ import annotations
-import hashlib, json, time
+import hashlib, json, math, time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +74,7 @@ def changed_in_bf16(label: Callable[[Batch], Tensor],     # what the teacher say
                     teacher,                              # it computes in bfloat16 where its `bf16` is True; here False, before and after
                     batches: Iterable[Batch],             # with the labels in float32 as `taught`; of each this process's rows
                     images: int = 512,                    # enough, of all processes together
-                    seconds: float = 1.,                  # enough; one batch is always labelled
+                    seconds: float = math.inf,            # enough as well, but then the answer depends on how busy the machine is; one batch is always labelled
                    ) -> tuple[int, int]:                  # labels that change, labels compared; the same in every process
     "How many of a teacher's labels are others when it computes in bfloat16"
     changed, seen, start = 0, 0, time.perf_counter()

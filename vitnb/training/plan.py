@@ -160,7 +160,7 @@ def plan(config: TrainConfig,                            # the settings of a met
     data, counts, total, absent = find_data(config.data)
     learner, note = _learner(config, data, device, bf16, missing)
     _check_batches(config, learner, data, counts, total)
-    lines = [] if isinstance(data, StandIn) else [('teacher', text.removeprefix('teacher ')) for text in choose_teacher(config, learner, data, device, bf16)[1]]
+    lines = [] if isinstance(data, StandIn) else [('teacher', text.removeprefix('teacher ')) for text in choose_teacher(config, learner, data, device, bf16, seconds=1.)[1]]
     stop_reading(data.train.images)
     cost = measure(learner, data, config, device, bf16)
     if absent and config.data.dataset in SIZES: lines += [('download', f'{absent}: it would be downloaded first')]

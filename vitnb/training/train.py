@@ -4,7 +4,7 @@
 
 # %% ../../nbs/training/55_train.ipynb #a26b6366
 from __future__ import annotations
-import contextlib, dataclasses, importlib.util, os, platform, shutil, time, types, typing
+import contextlib, dataclasses, importlib.util, math, os, platform, shutil, time, types, typing
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from itertools import islice
@@ -130,7 +130,7 @@ def label_cache(config: TrainConfig, learner: Learner, data: LongTailed,
 def choose_teacher(config: TrainConfig, learner: Learner, data: LongTailed,
                    device: torch.device,            # where the teacher is
                    bf16: bool,                      # whether the student computes in bfloat16
-                   seconds: float = 1.,             # to measure in, one batch at least
+                   seconds: float = math.inf,       # to measure in, one batch at least
                   ) -> tuple[dict, list[str]]:      # what is written down about it, a line to print; nothing without a teacher
     "Let a teacher compute in bfloat16 where its labels were measured to stay the same; the same choice in every process"
     if (teacher := learner.teacher) is None: return {}, []
