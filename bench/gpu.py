@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np, torch
 from official import OfficialLoop, endless, loader
 from problems import SHAPES as SMALL, random_data
+from show import times
 from step import RECIPE, Ours, forward_operations
 from vitnb.data.batches import AugmentConfig, resident
 from vitnb.models.student import make_student, student_config
@@ -126,7 +127,6 @@ def summary(found: dict, product: float) -> dict:     # `product`: operations of
 
 def show(name: str, found: dict) -> str:
     "One size as text"
-    times = lambda r: f'{r["median"]:.2f} ({r["low"]:.2f}–{r["high"]:.2f})'
     rows = [[k, f'{v["images_per_second"]["median"]:.0f}', times(v['to_official']), f'{v["share_of_peak"]:.0%}', f'{v["gigabytes"]:.1f}'] for k, v in found['summary'].items()]
     return f'\n{name}, {found["batch_size"]} images a step; attention in ours: {found["attention"]}; the official-style data loader alone, {found["workers"]} processes: ' \
            f'{found["loader_images_per_second"]:.0f} images/s\n\n' + table(['variant', 'images/s', '× official-style', 'of peak', 'GB'], rows)

@@ -20,9 +20,13 @@ def lines(header: list[str], rows: list[list]) -> str:
     return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [header, ['---', *['---:'] * (len(header) - 1)], *rows])
 
 
+def times(r: dict) -> str:      # of `middle`
+    "A ratio with the middle half of its rounds"
+    return f'{r["median"]:.2f} ({r["low"]:.2f}–{r["high"]:.2f})'
+
+
 def step(saved: dict) -> str:
     "One row a variant and size"
-    times = lambda r: f'{r["median"]:.2f} ({r["low"]:.2f}–{r["high"]:.2f})'
     rows = [[s['shape'], k, f'{v["images_per_second"]:.0f}', times(v['to_official']), WANTED.get(name, {}).get(k.replace(', compiled', ''), '–'), times(v['to_timm_bf16']), f'{v["share_of_peak"]:.0%} of {v["type"]}']
             for name, s in saved['shapes'].items() for k, v in s['variants'].items()]
     pieces = [[s['shape'], *[f'{1000 * s["parts"][p]:.0f}' for p in ('data', 'teacher', 'student', 'optimiser', "the others' data")]] for s in saved['shapes'].values()]
@@ -45,7 +49,6 @@ def memory(saved: dict) -> str:
 
 def gpu(saved: dict) -> str:
     "One row a variant and size, and what the official-style loop's data loader can deliver"
-    times = lambda r: f'{r["median"]:.2f} ({r["low"]:.2f}–{r["high"]:.2f})'
     rows = [[name, k, f'{v["images_per_second"]["median"]:.0f}', times(v['to_official']), f'{v["share_of_peak"]:.0%}', f'{v["gigabytes"]:.1f}']
             for name, s in saved['shapes'].items() for k, v in s['summary'].items()]
     loaders = [[name, s['workers'], f'{s["loader_images_per_second"]:.0f}'] for name, s in saved['shapes'].items()]
@@ -60,11 +63,10 @@ def time_to_accuracy(saved: dict) -> str:
 
 
 def attention(saved: dict) -> str:
-    times = lambda r: f'{r["times_plain"]["median"]:.2f} ({r["times_plain"]["low"]:.2f}–{r["times_plain"]["high"]:.2f})'
     batches = saved['images_at_once']
     most = lambda way: f'{saved["targets"][way]:.2f}' if way in saved['targets'] else '–'
     first = lines([f'{saved["model"]}: × a plain forward pass', *[f'{n} image{"s" if int(n) > 1 else ""} at once' for n in batches], 'at most'],
-                  [[way, *[times(b[way]) for b in batches.values()], most(way)] for way in next(iter(batches.values())) if way != 'plain'])
+                  [[way, *[times(b[way]["times_plain"]) for b in batches.values()], most(way)] for way in next(iter(batches.values())) if way != 'plain'])
     return first + '\n\nMemory of rows and numbers:\n\n' + lines(['images', 'after one batch, MB', 'peak, MB'], [[n, f'{r["after_one_batch_mb"]:.0f}', f'{r["peak_mb"]:.0f}'] for n, r in saved['memory_by_images'].items()])
 
 

@@ -18,6 +18,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch.utils.flop_counter import FlopCounterMode
 from official import OfficialLoop, endless, loader, mixup, set_attention
 from problems import SHAPES, WORDS, random_data
+from show import times
 from vitnb.core import keep_freed_memory, seed_of
 from vitnb.data.batches import AugmentConfig, make_batch
 from vitnb.data.sampling import epoch_indices
@@ -161,7 +162,6 @@ def facts(times, name: str, operations: float, batch_size: int, peak: dict) -> d
 
 def show(result: dict) -> str:
     "One size as text"
-    times = lambda r: f'{r["median"]:.2f} ({r["low"]:.2f}–{r["high"]:.2f})'
     rows = [[k, f'{1000 * v["cpu_seconds"]:.0f}', f'{v["images_per_second"]:.0f}', times(v['to_official']), times(v['to_timm_bf16']), f'{v["share_of_peak"]:.0%} of {v["type"]}']
             for k, v in result['variants'].items()]
     head = (f'\n{result["shape"]} ({result["gflop_per_image"]["step"]:.2f} GFLOP an image); attention in ours: {result["attention"]}; '

@@ -128,7 +128,6 @@ class Distilled(TrainStudent):
                                normalisation=choose('teacher_normalisation', self.teacher_normalisation, ('student', 'own')), class_map=class_map, family=self.teacher_family, by_name=self.data.dataset.startswith('imagefolder:')), class_map
 
     def distil(self, data: LongTailed, device: torch.device,
-               bf16: bool,                              # without effect here: what it changes of the teacher's labels is measured first
                weights: Tensor | None = None,           # (C,) by the teacher's label; None: every class weighs the same
                start: float = math.inf) -> Learner:     # an epoch, counted from 0
         "A student and its teacher, with class weights on the DIST part from epoch `start` on"
@@ -170,7 +169,7 @@ class DeiT(Distilled):
                 bf16: bool,      # whether the student computes in bfloat16
                ) -> Learner:
         "CLS learns the labels, DIST the teacher's"
-        learner = self.distil(data, device, bf16)
+        learner = self.distil(data, device)
         return replace(learner, notes=[*learner.notes, *_unmixed(learner.about['teacher'], self.augment.mixes)])
 
 def _unmixed(teacher: dict, mixes: bool) -> list[str]:

@@ -34,7 +34,7 @@ class DeiTLT(Distilled):
                ) -> Learner:
         "CLS learns the labels, DIST the teacher's, with class weights from the DRW epoch on"
         start = drw_epoch(self.epochs, self.drw_start)
-        learner = self.distil(data, device, bf16, drw_weights(data.train.counts, start, start, self.beta).to(device), start)
+        learner = self.distil(data, device, drw_weights(data.train.counts, start, start, self.beta).to(device), start)
         said = f'DIST is re-weighted from epoch {start + 1} of {self.epochs}' if start < self.epochs else 'DIST is never re-weighted'
         return replace(learner, mixing=deit_lt_mixing(start, self.mix_in_drw), notes=[*learner.notes, said])
 

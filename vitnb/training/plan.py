@@ -11,7 +11,7 @@ import numpy as np, torch
 from torch import Tensor, nn
 from ..core import UserError, check_limits, choose
 from ..data.batches import Batch, make_batch, resident
-from ..data.lists import LIST_SETS, _find, read_list, stop_reading
+from ..data.lists import LIST_SETS, _find, read_list
 from ..data.longtail import class_counts, class_order, size_groups
 from ..data.sampling import epoch_indices, sampled_steps
 from ..data.sets import IMAGENET, DataConfig, ImageSet, LongTailed, load_images, long_tailed
@@ -161,7 +161,6 @@ def plan(config: TrainConfig,                            # the settings of a met
     learner, note = _learner(config, data, device, bf16, missing)
     _check_batches(config, learner, data, counts, total)
     lines = [] if isinstance(data, StandIn) else [('teacher', text.removeprefix('teacher ')) for text in choose_teacher(config, learner, data, device, bf16, seconds=1.)[1]]
-    stop_reading(data.train.images)
     cost = measure(learner, data, config, device, bf16)
     if absent and config.data.dataset in SIZES: lines += [('download', f'{absent}: it would be downloaded first')]
     elif absent: missing.insert(0, absent)

@@ -138,7 +138,8 @@ def choose_teacher(config: TrainConfig, learner: Learner, data: LongTailed,
     if bf16 and learner.label is not None and getattr(config, 'teacher_precision', '') == 'auto':
         steps, batches = sampled_steps(len(data.train), config.batch_size, config.repeats), batches_of(config, learner, data, device)
         some = (batches(*divmod(n, steps), learner.mixing(n // steps)) for n in range(config.epochs * steps))
-        changed, seen = changed_in_bf16(learner.label, teacher, some, seconds=seconds)
+        try: changed, seen = changed_in_bf16(learner.label, teacher, some, seconds=seconds)
+        finally: batches.stop()
         teacher.bf16, said = changed == 0, [precision_said(changed, seen)]
     return dict(teacher='bf16' if teacher.bf16 else 'fp32', **({'teacher_check': said[0]} if said else {})), said
 
