@@ -140,7 +140,7 @@ def test_a_batch_for_an_apple_gpu_is_made_on_the_processor(data, crop):
         if torch.device(device).type != 'mps': return to_device(x, device)
         handed_over.append(x)
         return x
-    made = lambda device: make_batch(colour, recipe, 32, True, 0, 0, 0, torch.device(device), clean=True, second=True)
+    made = lambda device: make_batch(colour, recipe, 32, True, 0, 0, 0, torch.device(device), clean=True, second=recipe)
     with mock.patch('vitnb.data.batches.to_device', to): batch = made('mps')
     assert len(handed_over) == 5 and all(x is y for x, y in zip(handed_over, batch))       # whole, and nothing before
     assert all(torch.equal(x, y) for x, y in zip(batch[:5], made('cpu')))

@@ -230,7 +230,12 @@ def move(root, label, kind, what):
     if kind == 'menu': control(root, label).locator('select').select_option(label=what)
     elif kind == 'tick': root.locator('.ticks .widget-checkbox:visible', has_text=label).locator('input').press(what)
     elif kind == 'toggle': root.locator('.widget-toggle-buttons:visible button', has_text=what).click()
-    else: control(root, label).locator('.noUi-handle').focus(); root.page.keyboard.press(what)
+    else: control(root, label).locator('.noUi-handle').press(what)
+
+
+def found(root, label):
+    "What a failure should tell: the control as it is, what has the keyboard, and what the view says"
+    return f'{control(root, label).inner_text()!r}; in focus: {root.page.evaluate("document.activeElement.outerHTML.slice(0, 150)")}; notes: {root.locator(".note:visible").all_inner_texts()}'
 
 
 def at_rest(root):
@@ -271,7 +276,7 @@ def test_workbench_in_jupyterlab(browser, tmp_path, shots, quick_report):
                 before = at_rest(root)
                 move(root, label, kind, what)
                 try: wait(lambda: root.evaluate(SEEN) != before, 60)
-                except AssertionError: raise AssertionError(f'{tab}: {label}, {what} changes no picture') from None
+                except AssertionError: raise AssertionError(f'{tab}: {label}, {what} changes no picture: {found(root, label)}; in the page: {wrong}; JupyterLab: {(tmp_path/"log").read_text()[-1500:]}') from None
             at_rest(root)
             assert root.locator('.note:visible').count() == 0, (tab, root.locator('.note:visible').all_inner_texts())
             root.screenshot(path=shots/f'workbench-{tab.lower().replace(" ", "-")}.png')

@@ -130,13 +130,14 @@ def teacher_of(given, folder: Path, fraction: float, seed: int):
 
 @dataclass
 class Look:
-    "What is noted while a student trains: gates every few updates, and how far each block looks at the start, at the switch and at the end"
+    "What is noted while a student trains: gates every few updates, how far each block looks at the start, at the switch and at the end, and what each head says at the switch"
     data: object
     updates: int = 0
     moments: dict = field(default_factory=dict)      # update → its name
     every: int = 50
     gates: list = field(default_factory=list)        # [update, mean gate of each MHCA block]
     distances: dict = field(default_factory=dict)    # moment → attention distance of each block, in patches
+    at_switch: dict = field(default_factory=dict)    # head → logits of the test images
 
     def at(self, config, steps: int):
         "Set the moments for a configuration"
@@ -151,6 +152,7 @@ class Look:
         if moment := self.moments.get(self.updates):
             found = attention_maps(student, clean_view(self.data.test.images[:100].to(next(student.parameters()).device), self.data.mean, self.data.std))
             self.distances[moment] = [round(d, 4) for d in attention_distance(torch.from_numpy(found.maps), found.grid).mean((0, 2)).tolist()]
+            if moment == 'switch': self.at_switch = predict(student, self.data.test.images, self.data.mean, self.data.std)
 
 
 def watched(config, look: Look):
@@ -169,18 +171,18 @@ def row(run, data, look: Look) -> dict:
     load_weights(both, weights)
     logits = predict(both, data.test.images, data.mean, data.std)
     heads = {head: round(group_accuracy(z, data.test.labels, data.groups)['overall'], 3) for head, z in logits.items()}
-    return dict(found, heads=heads, epochs=config['epochs'], updates=config['epochs'] * (len(data.train) // BATCH), agreement=agreement(config, data, logits[found['answer']]),
+    return dict(found, heads=heads, epochs=config['epochs'], updates=config['epochs'] * (len(data.train) // BATCH), agreement=agreement(config, data, logits, found['answer'], look.at_switch),
                 gates=look.gates, distances=look.distances, seconds=run.status['seconds'], loss=[round(m['loss'], 4) for m in run.metrics][-1], machine=run.config['machine'])
 
 
-def agreement(config: dict, data, logits: np.ndarray) -> dict | None:
-    "How often a student says what its teacher says on test images, and how many of its errors are the teacher's"
+def agreement(config: dict, data, logits: dict[str, np.ndarray], answer: str, at_switch: dict[str, np.ndarray]) -> dict | None:
+    "How often a student says what its teacher says on test images, and how many of its errors are the teacher's; by head at the switch and at the end"
     if 'teacher' not in config: return None
     teacher = any_teacher(config['teacher'])[0]
-    says = torch.cat([teacher.label(clean_view(part, data.mean, data.std)) for part in data.test.images.split(500)])
-    student, labels = torch.from_numpy(logits).argmax(1), data.test.labels
-    wrong = student != labels
-    return dict(teacher=100 * (says == labels).float().mean().item(), same=100 * (says == student).float().mean().item(), errors_shared=100 * (says == student)[wrong].float().mean().item())
+    says = torch.cat([teacher.label(clean_view(part, data.mean, data.std)) for part in data.test.images.split(500)]).numpy()
+    student, labels = logits[answer].argmax(1), data.test.labels.numpy()
+    def same(heads): return {head: round(100 * (says == z.argmax(1)).mean(), 3) for head, z in heads.items()}
+    return dict(teacher=100 * (says == labels).mean(), same=100 * (says == student).mean(), errors_shared=100 * (says == student)[student != labels].mean(), switch=same(at_switch), end=same(logits))
 
 
 if __name__ == '__main__': main()

@@ -15,7 +15,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from ..core import Draws, UserError, choose, generator, seed_of, to_device
 from .autoaugment import auto_augment
-from .jitter import colour_jitter
+from .jitter import blur_some, colour_jitter, grey_some, in_some
 from .lists import AHEAD, read_ahead, stop_reading
 from .randaugment import rand_augment
 from .sets import ImageSet, LongTailed
@@ -45,6 +45,12 @@ class AugmentConfig:
     "by how much brightness, contrast and saturation of each image may change (colour jitter); 0 turns it off"
     hue: float = 0.
     "by what share of the circle of colours those of each image may turn, at most 0.5"
+    jitter_share: float = 1.
+    "share of images whose light and colours change, where they do"
+    grey: float = 0.
+    "share of images that lose their colours"
+    blur: float = 0.
+    "share of images that are blurred, by 0.1 to 2 pixels"
     cutout: int = 0
     "side in pixels, an even number, of a black square somewhere on each image (Cutout); 0 turns it off"
     erase: float = .25
@@ -55,7 +61,7 @@ class AugmentConfig:
     "α of CutMix's Beta distribution; 0 turns it off"
     smoothing: float = .1
     "label smoothing, while mixing"
-    LIMITS: ClassVar = dict(pad=(0, math.inf), min_area=(.001, 1), jitter=(0, math.inf), hue=(0, .5), cutout=(0, math.inf), erase=(0, 1), mixup=(0, math.inf), cutmix=(0, math.inf), smoothing=(0, 1))
+    LIMITS: ClassVar = dict(pad=(0, math.inf), min_area=(.001, 1), jitter=(0, math.inf), hue=(0, .5), jitter_share=(0, 1), grey=(0, 1), blur=(0, 1), cutout=(0, math.inf), erase=(0, 1), mixup=(0, math.inf), cutmix=(0, math.inf), smoothing=(0, 1))
 
     @property
     def mixes(self) -> bool:
@@ -200,7 +206,9 @@ def augment(images: torch.Tensor,       # (B, channels, H, W) uint8
     if config.flip:
         mirrored = to_device(random.rand(len(images)) < .5, images.device)
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
-    if config.jitter or config.hue: images = colour_jitter(images, random.apart('jitter'), config.jitter, config.hue)
+    if config.jitter or config.hue: images = in_some(images, colour_jitter(images, random.apart('jitter'), config.jitter, config.hue), config.jitter_share, random.apart('jittered'))
+    if config.grey: images = grey_some(images, config.grey, random.apart('grey'))
+    if config.blur: images = blur_some(images, config.blur, random.apart('blur'))
     if config.rand_augment: images = rand_augment(images, 255 * torch.tensor(mean), random)
     if config.auto_augment: images = auto_augment(images, random.apart('auto augment'))
     if config.cutout: images = cut_out(images, config.cutout, random.apart('cutout'))
@@ -265,7 +273,7 @@ def make_batch(data: LongTailed,
                step: int,                              # number of the batch in the epoch, from 0
                device='cpu',                           # where the batch is wanted; there, or on the CPU, its images are made
                clean: bool = False,                    # True: also the images before anything was done to them
-               second: bool = False,                   # True: also the images augmented once more
+               second: AugmentConfig | None = None,    # also the images augmented once more, in this way
                indices: torch.Tensor | None = None,    # (B,) which images; None: the next of a plain epoch
                rows: torch.Tensor | None = None,       # (n,) the rows wanted, see `own_rows`; None: all
               ) -> Batch:
@@ -274,10 +282,10 @@ def make_batch(data: LongTailed,
     if rows is not None: indices = indices[rows]
     indices, made_on = to_device(indices, data.train.images.device), image_device(device)
     pixels, labels = to_device(data.train.images[indices], made_on), to_device(data.train.labels[indices], made_on)
-    view = lambda name: augment(pixels, config, data.mean, data.std, Draws(seed, name, epoch, step, rows=rows, of=batch_size), data.img_size)
+    view = lambda name, config=config: augment(pixels, config, data.mean, data.std, Draws(seed, name, epoch, step, rows=rows, of=batch_size), data.img_size)
     images, targets = view('augment'), labels
     if mixing and config.mixes: images, targets = mix(images, labels, data.num_classes, config, seed, 'mix', epoch, step)
-    batch = Batch(images, labels, targets, clean_view(pixels, data.mean, data.std, data.img_size, data.eval_crop) if clean else None, view('second view') if second else None)
+    batch = Batch(images, labels, targets, clean_view(pixels, data.mean, data.std, data.img_size, data.eval_crop) if clean else None, view('second view', second) if second else None)
     return Batch(*(x if x is None else to_device(x, device) for x in batch))
 
 # %% ../../nbs/data/20_batches.ipynb #13085d77

@@ -5,7 +5,7 @@
 # %% ../../nbs/methods/12_paco.ipynb #2f7dccc0
 from __future__ import annotations
 import copy, math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from ..training.loop import Learner, TrainConfig
 from ..training.processes import rank_and_size
 
 # %% auto #0
-__all__ = ['Contrastive', 'remember', 'PaCo', 'contrasting']
+__all__ = ['SECOND_VIEWS', 'Contrastive', 'remember', 'PaCo', 'contrasting']
 
 # %% ../../nbs/methods/12_paco.ipynb #6f07de92
 class Contrastive(nn.Module):
@@ -70,6 +70,10 @@ def remember(model: Contrastive):
     model.queue_labels.copy_(torch.cat([labels, model.queue_labels])[:size])
     model.pending = None
 
+# %% ../../nbs/methods/12_paco.ipynb #798839bc
+_simclr = AugmentConfig(crop='resized', jitter=.4, jitter_share=.8, grey=.2, blur=.5, erase=0, mixup=0, cutmix=0, smoothing=0)
+SECOND_VIEWS = {'same': None, 'simclr': _simclr, 'simclr-cifar': replace(_simclr, min_area=.2, hue=.1)}
+
 # %% ../../nbs/methods/12_paco.ipynb #f6e60ea6
 @register('paco')
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class PaCo(TrainConfig):
     sam_rho: float = .1
     form: str = 'paco'
     "paco: the second view is seen by a slowly moving copy; gpaco: by the network itself, and both views learn from their label"
+    second_view: str = 'same'
+    "how the second view is varied. same: as the first; simclr: cropped, jitter in 80 % of images, grey in 20 %, blurred in 50 %; simclr-cifar: a fifth of the image at least, and with the hue"
     alpha: float = .01
     "mass of each image of the same class, beside 1 for the class centre"
     temperature: float = .05
@@ -109,13 +115,14 @@ class PaCo(TrainConfig):
         if self.accumulate > 1: raise UserError(f'accumulate={self.accumulate}: PaCo remembers one batch a step, use a larger batch_size instead')
         if rank_and_size()[1] > 1: raise UserError('PaCo remembers the images that it has seen and trains in one process: start it without torchrun or accelerate launch')
         choose('form', self.form, ('paco', 'gpaco'))
+        second = SECOND_VIEWS[choose('second_view', self.second_view, SECOND_VIEWS)] or self.augment
         if self.augment.mixes: raise UserError('PaCo needs one label for each image: set mixup and cutmix to 0')
         network, about = new_teacher(self.network, self.depth, data, torch.device('cpu'), False, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = Contrastive(network, self.dim, self.queue, self.key_momentum if self.form == 'paco' else None)
         return Learner(model.to(device, memory_format=torch.channels_last), contrasting(self, data.train.counts, device), mixing=lambda epoch: False,
-                       needs=dict(second=True), after_step=remember, part='network', about=dict(about, mixed=False))
+                       needs=dict(second=second), after_step=remember, part='network', about=dict(about, mixed=False))
 
 # %% ../../nbs/methods/12_paco.ipynb #0f0cf1fe
 def contrasting(config: PaCo,

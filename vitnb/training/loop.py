@@ -8,7 +8,7 @@ import math, time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 import numpy as np, torch
 from torch import Tensor, nn
 from ..core import UserError, check_limits, choose, seed_of
@@ -108,7 +108,7 @@ class Learner:
     loss: Callable[[nn.Module, Batch, int], dict[str, Tensor]]  # (model, batch, epoch) → 'loss' and its parts
     mixing: Callable[[int], bool] = lambda epoch: True          # whether the batches of an epoch are mixed
     sampler: Callable[[int], str] = lambda epoch: ''            # the sampler of an epoch; '': that of the settings
-    needs: dict[str, bool] = field(default_factory=dict)        # 'clean' or 'second': what else its batches hold
+    needs: dict[str, Any] = field(default_factory=dict)         # what else its batches hold: clean=True, or second=how a second view is varied
     label: Callable[[Batch], Tensor] | None = None              # what a teacher says about a batch; its answer is the batch's `taught`
     teacher: nn.Module | None = None                            # whoever says it, computing in bfloat16 where its `bf16` is True
     label_key: dict | None = None                               # what those labels depend on, for the cache; None: they are not kept
