@@ -39,6 +39,10 @@ class AugmentConfig:
     "mirror half of the images"
     rand_augment: bool = False
     "spoil each image in two random ways (RandAugment), as for 224 px"
+    rand_level: float = 9.
+    "strength of RandAugment, from 0 to 10"
+    rand_increasing: bool = True
+    "every operation of RandAugment is the stronger the higher the level; off: as first published, where some weaken"
     auto_augment: bool = False
     "spoil each image by one of 25 pairs of operations that were found for CIFAR (AutoAugment)"
     jitter: float = 0.
@@ -61,7 +65,7 @@ class AugmentConfig:
     "α of CutMix's Beta distribution; 0 turns it off"
     smoothing: float = .1
     "label smoothing, while mixing"
-    LIMITS: ClassVar = dict(pad=(0, math.inf), min_area=(.001, 1), jitter=(0, math.inf), hue=(0, .5), jitter_share=(0, 1), grey=(0, 1), blur=(0, 1), cutout=(0, math.inf), erase=(0, 1), mixup=(0, math.inf), cutmix=(0, math.inf), smoothing=(0, 1))
+    LIMITS: ClassVar = dict(pad=(0, math.inf), min_area=(.001, 1), rand_level=(0, 10), jitter=(0, math.inf), hue=(0, .5), jitter_share=(0, 1), grey=(0, 1), blur=(0, 1), cutout=(0, math.inf), erase=(0, 1), mixup=(0, math.inf), cutmix=(0, math.inf), smoothing=(0, 1))
 
     @property
     def mixes(self) -> bool:
@@ -209,7 +213,7 @@ def augment(images: torch.Tensor,       # (B, channels, H, W) uint8
     if config.jitter or config.hue: images = in_some(images, colour_jitter(images, random.apart('jitter'), config.jitter, config.hue), config.jitter_share, random.apart('jittered'))
     if config.grey: images = grey_some(images, config.grey, random.apart('grey'))
     if config.blur: images = blur_some(images, config.blur, random.apart('blur'))
-    if config.rand_augment: images = rand_augment(images, 255 * torch.tensor(mean), random)
+    if config.rand_augment: images = rand_augment(images, 255 * torch.tensor(mean), random, config.rand_level, increasing=config.rand_increasing)
     if config.auto_augment: images = auto_augment(images, random.apart('auto augment'))
     if config.cutout: images = cut_out(images, config.cutout, random.apart('cutout'))
     images = normalise(images, mean, std)

@@ -123,14 +123,16 @@ def apply(name: str,         # one of `OPERATIONS`
           level: Tensor,     # (n,) strength, from 0 to 10
           sign: Tensor,      # (n,) 1 or −1, for operations with a direction
           fill: Tensor,      # (channels,) colour of what comes in from outside, 0 to 255
+          increasing: bool = True,     # False: posterise and solarise weaken with the level, and factors go from 0.1 to 1.9
          ) -> Tensor:        # (n, channels, H, W) float, 0 to 255
     "One operation at the strength of its level"
     share = level / 10
     if name in LARGEST: amount = sign * share * LARGEST[name]
-    elif name == 'posterise': amount = 4 - (share * 4).floor()
-    elif name == 'solarise': amount = 256 - (share * 256).floor()
+    elif name in ('posterise', 'solarise'):
+        most = 4 if name == 'posterise' else 256
+        amount = most - (share * most).floor() if increasing else (share * most).floor()
     elif name == 'solarise_add': amount = (share * 110).floor().clamp(max=128)
-    else: amount = (1 + sign * share * .9).clamp(min=.1)
+    else: amount = (1 + sign * share * .9).clamp(min=.1) if increasing else .1 + 1.8 * share
     return operate(name, images, amount, fill)
 
 # %% ../../nbs/data/16_randaugment.ipynb #4fabff2c
@@ -141,6 +143,7 @@ def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0
                  spread: float = .5,     # standard deviation of the strength, which is drawn anew for each operation
                  operations: int = 2,    # how many are drawn for each picture
                  share: float = .5,      # probability that each of them is carried out
+                 increasing: bool = True,     # every operation is the stronger the higher the level, see `apply`
                 ) -> Tensor:             # (B, channels, H, W) float, 0 to 255
     "Operations drawn for each picture: by default two, each carried out in half of the cases"
     result, B = images.to(torch.float32, copy=True), len(images)
@@ -152,5 +155,5 @@ def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0
         levels, signs = (to_device(v, result.device) for v in (levels, signs))
         for k, name in enumerate(OPERATIONS):
             chosen = to_device((which == k).nonzero()[:, 0], result.device)
-            if len(chosen): result[chosen] = apply(name, result[chosen], levels[chosen], signs[chosen], fill).round()
+            if len(chosen): result[chosen] = apply(name, result[chosen], levels[chosen], signs[chosen], fill, increasing).round()
     return result
