@@ -18,7 +18,7 @@ from vitnb.models.any_teacher import AdaptedTeacher
 
 fake_tensor = pytest.importorskip('torch._subclasses.fake_tensor', reason='this version of PyTorch pretends in another way')
 GPU, CPU_GENERATOR = torch.device('cuda'), torch.Generator
-EVERYTHING = dict(rand_augment=True, auto_augment=True, jitter=.4, hue=.1, cutout=8)      # of what a batch can be augmented with
+EVERYTHING = dict(rand_augment=True, rand_increasing=False, auto_augment=True, jitter=.4, hue=.1, jitter_share=.5, grey=.5, blur=.5, cutout=8)      # of what a batch can be augmented with
 READS_BACK = ('_local_scalar_dense', 'nonzero', 'unique', 'masked_select')
 pytestmark = pytest.mark.filterwarnings('ignore:.*CUDA is not available.*')
 
@@ -97,7 +97,9 @@ def no_waiting(gpu, data, config, crop):
     assert there.train.images.device.type == 'cuda' and next(learner.model.parameters()).device.type == 'cuda'
     gpu.waits.clear()
     for epoch in (0, config.epochs - 1):
-        batch = make_batch(there, replace(config.augment, crop=crop, **EVERYTHING), 32, learner.mixing(epoch), 0, epoch, 0, GPU, **learner.needs)
+        recipe = replace(config.augment, crop=crop, **EVERYTHING)
+        needs = {name: recipe if name == 'second' else need for name, need in learner.needs.items()}
+        batch = make_batch(there, recipe, 32, learner.mixing(epoch), 0, epoch, 0, GPU, **needs)
         if learner.label is not None: batch = batch._replace(taught=learner.label(batch))
         losses = learner.loss(learner.model.train(), batch, epoch)
         assert {v.device.type for v in (batch.images, batch.targets, *losses.values())} == {'cuda'}

@@ -230,7 +230,11 @@ def move(root, label, kind, what):
     if kind == 'menu': control(root, label).locator('select').select_option(label=what)
     elif kind == 'tick': root.locator('.ticks .widget-checkbox:visible', has_text=label).locator('input').press(what)
     elif kind == 'toggle': root.locator('.widget-toggle-buttons:visible button', has_text=what).click()
-    else: control(root, label).locator('.noUi-handle').press(what)
+    else:
+        handle = control(root, label).locator('.noUi-handle')
+        for _ in range(3):                   # JupyterLab may take the keyboard back to its cell before the key arrives
+            handle.press(what)
+            if handle.evaluate('e => e === document.activeElement'): return
 
 
 def found(root, label):
@@ -239,9 +243,9 @@ def found(root, label):
 
 
 def at_rest(root):
-    "What can be seen, when it does not change any more"
-    before = None
-    while (now := root.evaluate(SEEN)) != before:
+    "What can be seen, when it does not change any more and JupyterLab's kernel has nothing to do"
+    before, bar = None, root.page.locator('#jp-main-statusbar')
+    while (now := root.evaluate(SEEN)) != before or (bar.count() and 'Idle' not in bar.inner_text()):
         before = now
         root.page.wait_for_timeout(700)
     return now

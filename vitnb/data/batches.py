@@ -50,7 +50,7 @@ class AugmentConfig:
     hue: float = 0.
     "by what share of the circle of colours those of each image may turn, at most 0.5"
     jitter_share: float = 1.
-    "share of images whose light and colours change, where they do"
+    "share of images that jitter and hue are applied to"
     grey: float = 0.
     "share of images that lose their colours"
     blur: float = 0.

@@ -71,8 +71,8 @@ def remember(model: Contrastive):
     model.pending = None
 
 # %% ../../nbs/methods/12_paco.ipynb #798839bc
-_simclr = AugmentConfig(crop='resized', jitter=.4, jitter_share=.8, grey=.2, blur=.5, erase=0, mixup=0, cutmix=0, smoothing=0)
-SECOND_VIEWS = {'same': None, 'simclr': _simclr, 'simclr-cifar': replace(_simclr, min_area=.2, hue=.1)}
+_simclr = AugmentConfig(crop='resized', jitter=.4, grey=.2, blur=.5, erase=0, mixup=0, cutmix=0, smoothing=0)
+SECOND_VIEWS = {'same': None, 'simclr': _simclr, 'simclr-cifar': replace(_simclr, min_area=.2, hue=.1, jitter_share=.8)}
 
 # %% ../../nbs/methods/12_paco.ipynb #f6e60ea6
 @register('paco')
@@ -93,7 +93,7 @@ class PaCo(TrainConfig):
     form: str = 'paco'
     "paco: the second view is seen by a slowly moving copy; gpaco: by the network itself, and both views learn from their label"
     second_view: str = 'same'
-    "how the second view is varied. same: as the first; simclr: cropped, jitter in 80 % of images, grey in 20 %, blurred in 50 %; simclr-cifar: a fifth of the image at least, and with the hue"
+    "how the second view is varied. same: as the first; simclr: cropped, mirrored, jittered, 20 % in grey, 50 % blurred, whatever the other options say; simclr-cifar: the like, of at least a fifth of the image, with the hue"
     alpha: float = .01
     "mass of each image of the same class, beside 1 for the class centre"
     temperature: float = .05

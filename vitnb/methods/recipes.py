@@ -80,7 +80,7 @@ def contrastive_teachers() -> dict[str, TrainConfig]:
     "Recipes of the PaCo + SAM teacher"
     cifar = lambda name: PaCo(data=DataConfig(dataset=name, order='label', val_fraction=0), augment=replace(WEAK, auto_augment=True, cutout=16), second_view='simclr-cifar', depth=32, epochs=400, lr=.05,
                               schedule='steps', step_factor=.1, warmup_epochs=10, sam_rho=.1)
-    large = lambda name, decay: PaCo(data=paper_data(name), augment=replace(WEAK, crop='resized', jitter=.4, jitter_share=.8, rand_augment=True, rand_level=10., rand_increasing=False),
+    large = lambda name, decay: PaCo(data=paper_data(name), augment=replace(WEAK, crop='resized', jitter=.4, rand_augment=True, rand_level=10., rand_increasing=False),
                                      second_view='simclr', network='resnet50', epochs=400, lr=.02, warmup_epochs=10, weight_decay=decay, alpha=.05, temperature=.2, queue=8192, dim=128, sam_rho=.05)
     return {'fashion-mnist-lt': PaCo(), 'fashion-mnist-lt-full': PaCo(data=DataConfig(dataset='fashion-mnist-full'), depth=32, epochs=200),
             'cifar10-lt': cifar('cifar10'), 'cifar100-lt': cifar('cifar100'),
