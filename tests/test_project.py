@@ -1,11 +1,12 @@
 """The repository's own rules: notebooks and package agree, notebooks are clean and small, rooms import in one direction.
 Every checker returns a list of complaints, and has a test that it can complain."""
-import ast, json, re, sys
+import ast, builtins, json, re, sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest, yaml
 from IPython.core.inputtransformer2 import TransformerManager
+from vitnb.parity import parity_cells
 
 from conftest import BIN, ROOT, call, repo_files
 from make_readme import LINK, readme
@@ -309,3 +310,24 @@ def test_the_paper_behind_a_module_is_cited():
     assert all((ROOT/(m.replace('.', '/') + '.py')).exists() for m in cited)
     of_a_paper = {f'vitnb.methods.{m}' for m in ('deit', 'deit_lt', 'dearkd', 'datafree', 'teacher', 'paco', 'slimming')} | {f'vitnb.models.{m}' for m in ('mhca', 'ninformer', 'efficientformer', 'nextvit')}
     assert of_a_paper <= cited and len({p['url'] for p in papers}) == len(papers)
+
+
+def unknown_names(sources):
+    "Names that these cells use and none of them makes"
+    nodes = list(ast.walk(ast.parse('\n'.join(sources))))
+    made = {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+    made |= {(a.asname or a.name).split('.')[0] for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+    made |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))}
+    return sorted({n.id for n in nodes if isinstance(n, ast.Name)} - made - set(dir(builtins)) - {'__file__'})
+
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_parity_cells_stand_alone(name):
+    "`make parity` runs imports, exports and parity cells; whatever else they need would stop it"
+    assert not unknown_names(parity_cells(ROOT/name))
+
+
+def test_unknown_names_can_complain(tmp_path):
+    assert unknown_names(['import a.b as c\ndef f(x): return c.y(x, z)', 'z = [v for v in f(1)]']) == []
+    (tmp_path/'n.ipynb').write_text(json.dumps(notebook('from m import compare\nx = 1', '#| parity\ncompare(len([1]))')))
+    assert unknown_names(parity_cells(tmp_path/'n.ipynb')) == ['compare']
