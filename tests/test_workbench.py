@@ -245,10 +245,11 @@ def found(root, label):
 def at_rest(root):
     "What can be seen, when it does not change any more and JupyterLab's kernel has nothing to do"
     before, bar = None, root.page.locator('#jp-main-statusbar')
-    while (now := root.evaluate(SEEN)) != before or (bar.count() and 'Idle' not in bar.inner_text()):
+    for _ in range(250):
+        if (now := root.evaluate(SEEN)) == before and ('Idle' in bar.inner_text() if bar.count() else True): return now
         before = now
         root.page.wait_for_timeout(700)
-    return now
+    raise AssertionError('the pictures or the kernel do not come to rest')
 
 
 def in_theme(page, name):

@@ -130,7 +130,8 @@ def apply(name: str,         # one of `OPERATIONS`
     if name in LARGEST: amount = sign * share * LARGEST[name]
     elif name in ('posterise', 'solarise'):
         most = 4 if name == 'posterise' else 256
-        amount = most - (share * most).floor() if increasing else (share * most).floor()
+        amount = (share * most).floor()
+        if increasing: amount = most - amount
     elif name == 'solarise_add': amount = (share * 110).floor().clamp(max=128)
     else: amount = (1 + sign * share * .9).clamp(min=.1) if increasing else .1 + 1.8 * share
     return operate(name, images, amount, fill)
