@@ -28,7 +28,7 @@ lab: .venv/.run
 
 # One thread each: two notebooks at a time, or a neighbour on the machine, make waiting threads several times slower.
 test: export OMP_NUM_THREADS := 1
-# notebooks that train cut it to two epochs
+# notebooks that train cut it to an epoch or two
 test: export VITNB_QUICK := 1
 # what is tested to the last bit is tested on the CPU, also where there is a GPU
 test: export CUDA_VISIBLE_DEVICES :=
@@ -37,8 +37,8 @@ test: .venv/.dev
 	@$(BIN)/python -m pytest -q tests/test_project.py
 	@echo "== notebooks"
 	@$(BIN)/nbdev_test --n_workers 2 --timing
-	@echo "== everything in tests/"
-	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder tests
+	@echo "== the rest of tests/"
+	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/test_project.py tests
 
 parity: .venv/.dev
 	@$(BIN)/python -m vitnb.parity $(ARGS)

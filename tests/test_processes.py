@@ -11,7 +11,7 @@ from vitnb.data.sets import DataConfig, long_tailed
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.teacher import Teacher
 from vitnb.training.train import train
-few = DataConfig(n_max=200, rho=20)
+few = DataConfig(n_max=100, rho=20)
 data = long_tailed(few)
 data = replace(data, val=data.val.subset(range(0, len(data.val), 10)), test=data.test.subset(range(0, len(data.test), 41)))
 processes = sys.argv[1]

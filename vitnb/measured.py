@@ -10,7 +10,7 @@ import numpy as np
 from .core import choose, packaged
 
 # %% auto #0
-__all__ = ['saved_rows', 'measured', 'group_bars', 'backbone_bars', 'signed', 'pairs_cell']
+__all__ = ['saved_rows', 'shared_pairs', 'measured', 'group_bars', 'backbone_bars', 'signed', 'pairs_cell']
 
 # %% ../nbs/03_measured.ipynb #e3cd9d5a
 def saved_rows(file: str,            # in data/results, such as deit_lt_small.json
@@ -19,11 +19,17 @@ def saved_rows(file: str,            # in data/results, such as deit_lt_small.js
     return json.loads(packaged('results', file).read_text('utf-8'))['rows']
 
 # %% ../nbs/03_measured.ipynb #96a1e9ab
+def shared_pairs(rows: Sequence[dict],      # with name, order_seed and seed, as from `saved_rows`
+                ) -> list[dict]:
+    "The rows of those pairs of class order and seed in which every name was run"
+    names, pair = {r['name'] for r in rows}, lambda r: (r['order_seed'], r['seed'])
+    return [r for r in rows if {o['name'] for o in rows if pair(o) == pair(r)} == names]
+
 def measured(name: str,             # of a row, such as ViT
              head: str = 'avg',     # whose answer: cls, dist or avg; a CNN has one answer
             ) -> dict[str, np.ndarray]:      # test accuracy in per cent: overall, head, mid and tail, a number for each pair of class order and seed
     "What a row of the DeiT-LT experiment reached; raises `UserError` when there is no such row"
-    rows = saved_rows('deit_lt_small.json')
+    rows = shared_pairs(saved_rows('deit_lt_small.json'))
     choose('row', name, dict.fromkeys(r['name'] for r in rows))
     runs = sorted((r for r in rows if r['name'] == name), key=lambda r: (r['order_seed'], r['seed']))
     return {part: np.array([(r['test'].get('out') or r['test'][head])[part] for r in runs]) for part in ('overall', 'head', 'mid', 'tail')}

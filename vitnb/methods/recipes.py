@@ -63,9 +63,9 @@ WEAK = AugmentConfig(pad=4, erase=0, mixup=0, cutmix=0, smoothing=0)
 def teachers() -> dict[str, TrainConfig]:
     "Recipes of the LDAM + DRW + SAM teacher"
     cifar = lambda name: Teacher(data=DataConfig(dataset=name, order='label', val_fraction=0), augment=WEAK, depth=32, epochs=200, batch_size=128, lr=.1, schedule='steps',
-                                 step_factor=.01, weight_decay=2e-4, sam_rho=.8, drw_start=.8)
+                                 step_factor=.01, weight_decay=2e-4, sam_rho=.8, drw_start=.8, unit_head=True)
     large = lambda name, lr, decay: Teacher(data=paper_data(name), augment=replace(WEAK, crop='resized', jitter=.4), network='resnet50', epochs=90, batch_size=256, lr=lr,
-                                            warmup_epochs=0, weight_decay=decay, max_margin=.3, sam_rho=.05, sam_steps=(5 / 90, .1, 60 / 90, .5), drw_start=60 / 90)
+                                            warmup_epochs=0, weight_decay=decay, max_margin=.3, sam_rho=.05, sam_steps=(5 / 90, .1, 60 / 90, .5), drw_start=60 / 90, unit_head=True)
     flat = {'fashion-mnist-lt': Teacher(), 'fashion-mnist-lt-full': Teacher(data=DataConfig(dataset='fashion-mnist-full'), depth=32, epochs=200),
             'cifar10-lt': cifar('cifar10'), 'cifar100-lt': cifar('cifar100'),
             'imagenet-lt': large('imagenet-lt', .2, 2e-4), 'inaturalist-2018': large('inaturalist18', .1, 1e-4)}
@@ -74,7 +74,7 @@ def teachers() -> dict[str, TrainConfig]:
 def in_distribution(teacher: Teacher) -> Teacher:
     "The other kind of teacher, DeiT's own: plain cross-entropy, never re-weighted, not flat, on images as strongly augmented and mixed as the student's"
     large = teacher.data.dataset not in ('fashion-mnist', 'fashion-mnist-full')
-    return replace(teacher, loss='ce', drw_start=1., sam_rho=0., sam_steps=(), augment=STRONG if large else AugmentConfig())
+    return replace(teacher, loss='ce', drw_start=1., sam_rho=0., sam_steps=(), unit_head=False, augment=STRONG if large else AugmentConfig())
 
 def contrastive_teachers() -> dict[str, TrainConfig]:
     "Recipes of the PaCo + SAM teacher"

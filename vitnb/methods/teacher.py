@@ -8,6 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 import torch
+import torch.nn.functional as F
 from ..core import UserError, choose
 from ..data.batches import AugmentConfig, Batch
 from ..data.sets import DataConfig, LongTailed      # DataConfig, AugmentConfig, MhcaSettings: the hints of inherited settings
@@ -41,6 +42,8 @@ class Teacher(TrainConfig):
     "LDAM's margin of the rarest class"
     scale: float = 30.
     "LDAM's s, by which cosines are multiplied"
+    unit_head: bool = False
+    "LDAM's classifier begins with columns of length 1, as the authors' does, and learns its directions faster; otherwise √(D/3)"
     gamma: float = 2.
     "of the focal loss"
     tau: float = 1.
@@ -60,7 +63,7 @@ class Teacher(TrainConfig):
         start = drw_epoch(self.epochs, self.drw_start)
         if self.augment.mixes and self.loss in ('ldam', 'focal'): raise UserError(f'loss {self.loss} needs one label for each image: set mixup and cutmix to 0')
         choose('deferred', self.deferred, ('weights', 'sampler'))
-        network, about = new_teacher(self.network, self.depth, data, device, self.loss == 'ldam', self.seed)
+        network, about = new_teacher(self.network, self.depth, data, device, self.loss == 'ldam', self.seed, self.unit_head)
         twice = self.loss in ('balanced-softmax', 'logit-adjustment') and start < self.epochs
         notes = [f'note: the loss {self.loss} corrects for class sizes already, and what begins in epoch {start + 1} of {self.epochs} does so again: --drw-start 1 leaves it out'] if twice else []
         return Learner(network, teacher_loss(self, data.train.counts, device, start), mixing=lambda epoch: epoch < start, notes=notes,
@@ -73,10 +76,12 @@ def new_teacher(network: str,           # cifar: the residual network of that de
                 device: torch.device,
                 cosine: bool,           # a cosine head, as LDAM needs it; otherwise a linear one
                 seed: int,              # of the weights
+                unit: bool = False,     # a cosine head begins with columns of length 1
                ) -> tuple[ResNet | TimmNetwork, dict]:
     "A network for the data at hand, and what its checkpoint says about itself; raises `UserError` when it cannot see such images"
     config = TeacherConfig(depth, data.channels, data.num_classes, cosine, network, None if network == 'cifar' else data.img_size)
     made = make_teacher(config, seed).to(device, memory_format=torch.channels_last)
+    if cosine and unit: made.linear.weight.data = F.normalize(made.linear.weight.data, dim=0)
     check_answers(made, data.channels, data.img_size, f'the network {network}')
     return made, dict(kind='teacher', config=asdict(config), **data.known(), img_size=data.img_size)
 

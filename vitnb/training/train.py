@@ -491,7 +491,11 @@ def test_run(learner: Learner,
     if first: save_weights(weights, run.path/'model.safetensors', **learner.about)
     logits = look(model, data, data.test, bf16)
     validation = {} if data.val is None else dict(labels=data.val.labels.numpy(), **look(model, data, data.val, bf16))
-    if best.exists(): logits |= {f'best_{k}': v for k, v in _with_weights(model, read_weights(best)[0], data, bf16).items()}
+    if best.exists():
+        chosen, about = read_weights(best)
+        last = about.get('epoch') == run.config['config']['epochs'] - 1      # these weights have just been tested
+        found = logits if last else _with_weights(model, chosen, data, bf16)
+        logits = logits | {f'best_{k}': v for k, v in found.items()}
     if average is not None:
         other = average.module.get_submodule(learner.part)
         if first: save_weights(other, run.path/'ema.safetensors', **learner.about)
