@@ -164,10 +164,10 @@ def write(name: str, content: dict, out: Path | None = None):
 
 
 def options(about: str, **defaults) -> argparse.Namespace:
-    "Command line options with these names and defaults, and --out"
+    "Command line options with these names and defaults, and --out; a tuple has all that may be chosen from"
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, value in defaults.items():
-        if isinstance(value, (list, tuple)): parser.add_argument(f'--{name}', nargs='+', default=list(value), type=type(value[0]))
+        if isinstance(value, (list, tuple)): parser.add_argument(f'--{name}', nargs='+', default=list(value), type=type(value[0]), choices=value if isinstance(value, tuple) else None)
         else: parser.add_argument(f'--{name}', default=value, type=type(value))
     parser.add_argument('--out', type=Path, help='write here instead of data/results')
     return parser.parse_args()

@@ -134,7 +134,7 @@ def show(name: str, found: dict) -> str:
 
 def main():
     warnings.filterwarnings('ignore')
-    args = options(__doc__.splitlines()[0], device='cuda', shapes=list(SHAPES), rounds=9, steps=20, batch=0)
+    args = options(__doc__.splitlines()[0], device='cuda', shapes=tuple(SHAPES), rounds=9, steps=20, batch=0)
     if args.device == 'cuda' and not torch.cuda.is_available(): print('no NVIDIA GPU here: nothing to measure'); return
     device, workers = torch.device(args.device), min(10, os.cpu_count() or 1) if args.device == 'cuda' else 0
     gpu = torch.cuda.get_device_name() if device.type == 'cuda' else 'none: a rehearsal on a CPU, whose numbers mean nothing'

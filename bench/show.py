@@ -25,13 +25,22 @@ def times(r: dict) -> str:      # of `middle`
     return f'{r["median"]:.2f} ({r["low"]:.2f}–{r["high"]:.2f})'
 
 
+def type_of(size: dict) -> str:
+    "What ours computes in by default on that machine"
+    return 'bf16' if size['bf16'] else 'fp32'
+
+
 def step(saved: dict) -> str:
     "One row a variant and size"
-    rows = [[s['shape'], k, f'{v["images_per_second"]:.0f}', times(v['to_official']), WANTED.get(name, {}).get(k.replace(', compiled', ''), '–'), times(v['to_timm_bf16']), f'{v["share_of_peak"]:.0%} of {v["type"]}']
+    kind = type_of(next(iter(saved['shapes'].values())))
+    rows = [[s['shape'], k, f'{v["images_per_second"]:.0f}', times(v['to_official']), WANTED.get(name, {}).get(k.replace(', compiled', ''), '–'), times(v[f'to_timm_{kind}']), f'{v["share_of_peak"]:.0%} of {v["type"]}']
             for name, s in saved['shapes'].items() for k, v in s['variants'].items()]
     pieces = [[s['shape'], *[f'{1000 * s["parts"][p]:.0f}' for p in ('data', 'teacher', 'student', 'optimiser', "the others' data")]] for s in saved['shapes'].values()]
-    return lines(['student', 'step', 'images/s', '× official-style', 'wanted', '× timm bf16', 'of peak'], rows) + '\n\nWhere our step goes, ms:\n\n' + \
+    return lines(['student', 'step', 'images/s', '× official-style', 'wanted', f'× timm {kind}', 'of peak'], rows) + '\n\nWhere our step goes, ms:\n\n' + \
            lines(['student', 'data', 'teacher', 'student', 'optimiser', "the others' data"], pieces)
+
+
+step_fp32 = step
 
 
 def profile(saved: dict) -> str:
@@ -81,7 +90,7 @@ def widgets(saved: dict) -> str:
             f'\n\nFirst view of a saved run: {saved["first_view_seconds"]:.2f} s; the saved notebook: {saved["notebook_bytes"] / 1e6:.2f} MB; load of the machine: {saved["load"]:.1f}.')
 
 
-TITLES = dict(step='The training step', profile='On what the step is spent', time_to_accuracy='Time to accuracy', startup='Start-up', memory='Memory', gpu='On a GPU',
+TITLES = dict(step='The training step', step_fp32='The training step on a processor without bfloat16 instructions', profile='On what the step is spent', time_to_accuracy='Time to accuracy', startup='Start-up', memory='Memory', gpu='On a GPU',
               attention='Attention beside a forward pass', ranks='Memory of the ranks of tokens', widgets='The workbench')
 
 def everything() -> str:

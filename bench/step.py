@@ -18,7 +18,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch.utils.flop_counter import FlopCounterMode
 from official import OfficialLoop, endless, loader, mixup, set_attention
 from problems import SHAPES, WORDS, random_data
-from show import times
+from show import times, type_of
 from vitnb.core import keep_freed_memory, seed_of
 from vitnb.data.batches import AugmentConfig, make_batch
 from vitnb.data.sampling import epoch_indices
@@ -162,19 +162,19 @@ def facts(times, name: str, operations: float, batch_size: int, peak: dict) -> d
 
 def show(result: dict) -> str:
     "One size as text"
-    rows = [[k, f'{1000 * v["cpu_seconds"]:.0f}', f'{v["images_per_second"]:.0f}', times(v['to_official']), times(v['to_timm_bf16']), f'{v["share_of_peak"]:.0%} of {v["type"]}']
+    rows = [[k, f'{1000 * v["cpu_seconds"]:.0f}', f'{v["images_per_second"]:.0f}', times(v['to_official']), times(v[f'to_timm_{type_of(result)}']), f'{v["share_of_peak"]:.0%} of {v["type"]}']
             for k, v in result['variants'].items()]
     head = (f'\n{result["shape"]} ({result["gflop_per_image"]["step"]:.2f} GFLOP an image); attention in ours: {result["attention"]}; '
             f'peak {result["peak"]["fp32"]:.0f} fp32, {result["peak"]["bf16"]:.0f} bf16 GFLOP/s\n')
     pieces = 'pieces of our step, ms: ' + ', '.join(f'{k} {1000 * v:.0f}' for k, v in result['parts'].items())
-    return head + '\n' + table(['variant', 'ms', 'images/s', '× official-style', '× timm bf16', 'of peak'], rows) + '\n\n' + pieces
+    return head + '\n' + table(['variant', 'ms', 'images/s', '× official-style', f'× timm {type_of(result)}', 'of peak'], rows) + '\n\n' + pieces
 
 
 if __name__ == '__main__':
     warnings.filterwarnings('ignore')
-    args = options(__doc__.splitlines()[0], shapes=list(SHAPES), rounds=9, batch=128)
+    args = options(__doc__.splitlines()[0], shapes=tuple(SHAPES), rounds=9, batch=128)
     results = {}
     for name in args.shapes:
         results[name] = compare(name, args.rounds * (1 if name == 'tiny' else 2), args.batch)
         print(show(results[name]), flush=True)
-    write('step', dict(seed=SEED, shapes=results), args.out)
+    write('step' if choose_bf16('auto', CPU) else 'step_fp32', dict(seed=SEED, shapes=results), args.out)

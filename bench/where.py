@@ -37,7 +37,7 @@ def shares(name: str, steps: int) -> dict:
 
 if __name__ == '__main__':
     warnings.filterwarnings('ignore')
-    args = options(__doc__.splitlines()[0], shapes=list(SHAPES), steps=3)
+    args = options(__doc__.splitlines()[0], shapes=tuple(SHAPES), steps=3)
     keep_freed_memory()
     torch.manual_seed(SEED)
     found = {name: shares(name, args.steps) for name in args.shapes}

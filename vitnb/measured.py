@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 import numpy as np
-from .core import choose, packaged
+from .core import UserError, choose, packaged
 
 # %% auto #0
 __all__ = ['saved_rows', 'shared_pairs', 'measured', 'group_bars', 'backbone_bars', 'signed', 'pairs_cell']
@@ -21,9 +21,11 @@ def saved_rows(file: str,            # in data/results, such as deit_lt_small.js
 # %% ../nbs/03_measured.ipynb #96a1e9ab
 def shared_pairs(rows: Sequence[dict],      # with name, order_seed and seed, as from `saved_rows`
                 ) -> list[dict]:
-    "The rows of those pairs of class order and seed in which every name was run"
+    "The rows of those pairs of class order and seed in which every name was run; raises `UserError` when there is no such pair"
     names, pair = {r['name'] for r in rows}, lambda r: (r['order_seed'], r['seed'])
-    return [r for r in rows if {o['name'] for o in rows if pair(o) == pair(r)} == names]
+    found = [r for r in rows if {o['name'] for o in rows if pair(o) == pair(r)} == names]
+    if not found: raise UserError('there is no pair of class order and seed in which every row was run: complete one')
+    return found
 
 def measured(name: str,             # of a row, such as ViT
              head: str = 'avg',     # whose answer: cls, dist or avg; a CNN has one answer

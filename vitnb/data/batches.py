@@ -43,6 +43,8 @@ class AugmentConfig:
     "strength of RandAugment, from 0 to 10"
     rand_increasing: bool = True
     "every operation of RandAugment is the stronger the higher the level; off: as first published, where some weaken"
+    rand_reading: str = 'bilinear'
+    "how RandAugment's shapes read pixels between others: bilinear, or bicubic as timm's for students at 224 px"
     auto_augment: bool = False
     "spoil each image by one of 25 pairs of operations that were found for CIFAR (AutoAugment)"
     jitter: float = 0.
@@ -213,7 +215,7 @@ def augment(images: torch.Tensor,       # (B, channels, H, W) uint8
     if config.jitter or config.hue: images = in_some(images, colour_jitter(images, random.apart('jitter'), config.jitter, config.hue), config.jitter_share, random.apart('jittered'))
     if config.grey: images = grey_some(images, config.grey, random.apart('grey'))
     if config.blur: images = blur_some(images, config.blur, random.apart('blur'))
-    if config.rand_augment: images = rand_augment(images, 255 * torch.tensor(mean), random, config.rand_level, increasing=config.rand_increasing)
+    if config.rand_augment: images = rand_augment(images, 255 * torch.tensor(mean), random, config.rand_level, increasing=config.rand_increasing, mode=config.rand_reading)
     if config.auto_augment: images = auto_augment(images, random.apart('auto augment'))
     if config.cutout: images = cut_out(images, config.cutout, random.apart('cutout'))
     images = normalise(images, mean, std)

@@ -124,6 +124,7 @@ def apply(name: str,         # one of `OPERATIONS`
           sign: Tensor,      # (n,) 1 or −1, for operations with a direction
           fill: Tensor,      # (channels,) colour of what comes in from outside, 0 to 255
           increasing: bool = True,     # False: posterise and solarise weaken with the level, and factors go from 0.1 to 1.9
+          mode: str = 'bilinear',      # of `operate`
          ) -> Tensor:        # (n, channels, H, W) float, 0 to 255
     "One operation at the strength of its level"
     share = level / 10
@@ -134,7 +135,7 @@ def apply(name: str,         # one of `OPERATIONS`
         if increasing: amount = most - amount
     elif name == 'solarise_add': amount = (share * 110).floor().clamp(max=128)
     else: amount = (1 + sign * share * .9).clamp(min=.1) if increasing else .1 + 1.8 * share
-    return operate(name, images, amount, fill)
+    return operate(name, images, amount, fill, mode)
 
 # %% ../../nbs/data/16_randaugment.ipynb #4fabff2c
 def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0 to 255
@@ -145,6 +146,7 @@ def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0
                  operations: int = 2,    # how many are drawn for each picture
                  share: float = .5,      # probability that each of them is carried out
                  increasing: bool = True,     # every operation is the stronger the higher the level, see `apply`
+                 mode: str = 'bilinear',      # how shapes read pixels between others: nearest, bilinear or bicubic
                 ) -> Tensor:             # (B, channels, H, W) float, 0 to 255
     "Operations drawn for each picture: by default two, each carried out in half of the cases"
     result, B = images.to(torch.float32, copy=True), len(images)
@@ -156,5 +158,5 @@ def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0
         levels, signs = (to_device(v, result.device) for v in (levels, signs))
         for k, name in enumerate(OPERATIONS):
             chosen = to_device((which == k).nonzero()[:, 0], result.device)
-            if len(chosen): result[chosen] = apply(name, result[chosen], levels[chosen], signs[chosen], fill, increasing).round()
+            if len(chosen): result[chosen] = apply(name, result[chosen], levels[chosen], signs[chosen], fill, increasing, mode).round()
     return result

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np, torch
 from ..core import UserError, cache_folder, check_limits, choose, first_of, packaged, whole_file
 from .lists import LIST_SETS, ImageList, ListImages, inverse_map, prepare, read_lists
-from .longtail import Groups, class_counts, class_order, longtail_indices, size_groups
+from .longtail import ORDERS, Groups, class_counts, class_order, longtail_indices, size_groups
 from .pixels import WAYS, Choice, Pixels, key_of, open_pixels, remembered, stamped
 
 # %% auto #0
@@ -269,8 +269,8 @@ class DataConfig:
     "side in pixels that the networks see; None: as stored"
     eval_crop: float = 1.
     "share of the side that is kept in evaluation, from the middle (0.875: of 256 px, 224)"
-    statistics: str = 'dataset'
-    "mean and standard deviation by which pixels are normalised: of the training images (dataset), or of imagenet"
+    statistics: str = 'auto'
+    "mean and standard deviation by which pixels are normalised: of the training images (dataset), or of imagenet; auto: imagenet for imagenet-lt and inaturalist18, dataset otherwise"
     LIMITS: ClassVar = dict(n_max=(1, math.inf), order_seed=(0, 2**32 - 1), subset_seed=(0, 2**32 - 2), val_fraction=(0, .5), image_folder_size=(8, 4096), img_size=(8, 4096), eval_crop=(.1, 1))
 
 # %% ../../nbs/data/10_sets.ipynb #acbf3d01
@@ -324,16 +324,20 @@ def long_tailed(config: DataConfig = DataConfig(),
     check_limits(config)
     is_folder = config.dataset.startswith('imagefolder:')
     rho = config.rho if config.rho is not None or is_folder or config.dataset in LIST_SETS else 100.
-    choose('statistics', config.statistics, ('dataset', 'imagenet'))
+    choose('statistics', config.statistics, ('auto', 'dataset', 'imagenet'))
+    choose('class order', config.order or 'label', ORDERS)
     choose('way to keep pixels', config.pixels, WAYS)
-    if rho is not None: class_counts(2, 10**6, rho, config.profile)   # a bad value is said before anything is loaded
+    class_counts(2, 10**6, 1. if rho is None else rho, config.profile)   # a bad value is said before anything is loaded
+    useless = [f'{k}={v}' for k, v, usual in (('profile', config.profile, 'exp'), ('order_seed', config.order_seed, 0)) if v != usual]
+    if rho is None and useless: raise UserError(f'{" and ".join(useless)} say how a long tail is cut, and without rho none is cut from {config.dataset}: give rho, or leave them out')
     full, val, test = load_images(config.dataset, config.image_folder_size, config.folder, config.skip_unreadable, config.lists, config.prepared, download, config.pixels)
     if test is None: full, test = _set_aside(full, TEST_SHARE, TEST_SEED)
     if test is None: raise UserError(f'{config.dataset} has one picture in each class and no test folder: there is nothing to test with')
     train, val = (full, val) if val is not None else _set_aside(full, config.val_fraction, config.subset_seed)
     if rho is not None or config.n_max is not None: train = train.subset(_tail_indices(train, rho, config))
     channels, side = train.images.shape[1], train.images.shape[-1]
-    if config.statistics == 'imagenet' or config.dataset in LIST_SETS or not (download or isinstance(train.images, torch.Tensor)): mean, std = IMAGENET if channels == 3 else [(sum(v) / 3,) for v in IMAGENET]
+    imagenet = config.statistics == 'imagenet' or (config.statistics == 'auto' and config.dataset in LIST_SETS)
+    if imagenet or not (download or isinstance(train.images, torch.Tensor)): mean, std = IMAGENET if channels == 3 else [(sum(v) / 3,) for v in IMAGENET]
     else: mean, std = _statistics(train)
     return LongTailed(train, val, test, size_groups(train.counts, config.groups), mean, std, config.img_size or side, config.eval_crop)
 

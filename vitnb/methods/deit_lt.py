@@ -36,7 +36,8 @@ class DeiTLT(Distilled):
         start = drw_epoch(self.epochs, self.drw_start)
         learner = self.distil(data, device, drw_weights(data.train.counts, start, start, self.beta).to(device), start)
         said = f'DIST is re-weighted from epoch {start + 1} of {self.epochs}' if start < self.epochs else 'DIST is never re-weighted'
-        return replace(learner, mixing=deit_lt_mixing(start, self.mix_in_drw), notes=[*learner.notes, said])
+        idle = ['note: --mix-in-drw has no effect: there is no re-weighted stage'] if self.mix_in_drw and start >= self.epochs else []
+        return replace(learner, mixing=deit_lt_mixing(start, self.mix_in_drw), notes=[*learner.notes, said, *idle])
 
 # %% ../../nbs/methods/40_deit_lt.ipynb #c511c70a
 def deit_lt_mixing(start: int,            # first epoch of the re-weighted stage, from 0

@@ -121,8 +121,9 @@ class PaCo(TrainConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = Contrastive(network, self.dim, self.queue, self.key_momentum if self.form == 'paco' else None)
+        idle = ['note: --key-momentum has no effect: gpaco has no slow copy'] if self.form == 'gpaco' and self.key_momentum != .999 else []
         return Learner(model.to(device, memory_format=torch.channels_last), contrasting(self, data.train.counts, device), mixing=lambda epoch: False,
-                       needs=dict(second=second), after_step=remember, part='network', about=dict(about, mixed=False))
+                       needs=dict(second=second), after_step=remember, part='network', about=dict(about, mixed=False), notes=idle)
 
 # %% ../../nbs/methods/12_paco.ipynb #0f0cf1fe
 def contrasting(config: PaCo,

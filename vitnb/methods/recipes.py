@@ -21,7 +21,7 @@ __all__ = ['STRONG', 'WEAK', 'paper_data', 'paper_student', 'students', 'full_st
            'contrastive_teachers', 'recipes', 'recipe']
 
 # %% ../../nbs/methods/90_recipes.ipynb #e8402d1d
-STRONG = AugmentConfig(crop='resized', rand_augment=True)
+STRONG = AugmentConfig(crop='resized', rand_augment=True, rand_reading='bicubic')
 
 def paper_data(dataset: str,      # cifar10, cifar100, imagenet-lt or inaturalist18
                **changes,         # other fields of `DataConfig`
@@ -66,7 +66,7 @@ def teachers() -> dict[str, TrainConfig]:
                                  step_factor=.01, weight_decay=2e-4, sam_rho=.8, drw_start=.8, unit_head=True)
     large = lambda name, lr, decay: Teacher(data=paper_data(name), augment=replace(WEAK, crop='resized', jitter=.4), network='resnet50', epochs=90, batch_size=256, lr=lr,
                                             warmup_epochs=0, weight_decay=decay, max_margin=.3, sam_rho=.05, sam_steps=(5 / 90, .1, 60 / 90, .5), drw_start=60 / 90, unit_head=True)
-    flat = {'fashion-mnist-lt': Teacher(), 'fashion-mnist-lt-full': Teacher(data=DataConfig(dataset='fashion-mnist-full'), depth=32, epochs=200),
+    flat = {'fashion-mnist-lt': Teacher(), 'fashion-mnist-lt-full': Teacher(data=DataConfig(dataset='fashion-mnist-full'), depth=32, epochs=200, unit_head=True),
             'cifar10-lt': cifar('cifar10'), 'cifar100-lt': cifar('cifar100'),
             'imagenet-lt': large('imagenet-lt', .2, 2e-4), 'inaturalist-2018': large('inaturalist18', .1, 1e-4)}
     return flat | {f'{name}-in-distribution': in_distribution(teacher) for name, teacher in flat.items()}

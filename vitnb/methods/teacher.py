@@ -14,7 +14,7 @@ from ..data.batches import AugmentConfig, Batch
 from ..data.sets import DataConfig, LongTailed      # DataConfig, AugmentConfig, MhcaSettings: the hints of inherited settings
 from .registry import register
 from ..models.teacher import ResNet, TeacherConfig, TimmNetwork, check_answers, make_teacher
-from ..training.losses import drw_epoch, drw_weights, named_loss
+from ..training.losses import balanced_twice, drw_epoch, drw_weights, named_loss
 from ..training.loop import Learner, TrainConfig
 
 # %% auto #0
@@ -64,8 +64,8 @@ class Teacher(TrainConfig):
         if self.augment.mixes and self.loss in ('ldam', 'focal'): raise UserError(f'loss {self.loss} needs one label for each image: set mixup and cutmix to 0')
         choose('deferred', self.deferred, ('weights', 'sampler'))
         network, about = new_teacher(self.network, self.depth, data, device, self.loss == 'ldam', self.seed, self.unit_head)
-        twice = self.loss in ('balanced-softmax', 'logit-adjustment') and start < self.epochs
-        notes = [f'note: the loss {self.loss} corrects for class sizes already, and what begins in epoch {start + 1} of {self.epochs} does so again: --drw-start 1 leaves it out'] if twice else []
+        idle = {'--unit-head': self.unit_head and self.loss != 'ldam', '--depth': self.depth != 20 and self.network != 'cifar', '--deferred sampler': self.deferred == 'sampler' and start >= self.epochs}
+        notes = balanced_twice(self.loss, start, self.epochs) + [f'note: {option} has no effect with these settings' for option, so in idle.items() if so]
         return Learner(network, teacher_loss(self, data.train.counts, device, start), mixing=lambda epoch: epoch < start, notes=notes,
                        sampler=lambda epoch: 'class' if self.deferred == 'sampler' and epoch >= start else '', about=dict(about, mixed=self.augment.mixes))
 

@@ -14,7 +14,7 @@ from ..data.sets import DataConfig, LongTailed      # DataConfig, AugmentConfig,
 from .registry import register
 from ..models.mhca import MhcaSettings
 from ..models.student import about_student, make_student, student_config
-from ..training.losses import cross_entropy, drw_epoch, drw_weights, named_loss
+from ..training.losses import balanced_twice, cross_entropy, drw_epoch, drw_weights, named_loss
 from ..training.loop import Learner, TrainConfig
 
 # %% auto #0
@@ -69,7 +69,7 @@ class ViT(TrainStudent):
         student, about = self.make_student(data, device)
         start, counts = drw_epoch(self.epochs, self.drw_start), data.train.counts
         weights = drw_weights(counts, start, start, self.beta).to(device)
-        return Learner(student, vit_loss(named_loss(self.loss, counts, device, tau=self.tau), weights, start), lambda epoch: epoch < start, about=about)
+        return Learner(student, vit_loss(named_loss(self.loss, counts, device, tau=self.tau), weights, start), lambda epoch: epoch < start, about=about, notes=balanced_twice(self.loss, start, self.epochs))
 
 # %% ../../nbs/methods/20_vit.ipynb #abee979e
 def vit_loss(criterion=cross_entropy,                  # (logits, targets, class weights or None) → scalar

@@ -274,6 +274,7 @@ def check_settings(config: TrainConfig):
     check_limits(config)
     choose('optimiser', config.optimiser, ('adamw', 'sgd'))
     choose('crop', config.augment.crop, ('pad', 'resized', 'none'))
+    choose('rand_reading', config.augment.rand_reading, ('nearest', 'bilinear', 'bicubic'))
     choose('sampler', config.sampler, SAMPLERS)
     choose('schedule', config.schedule, SCHEDULES)
     choose('precision', config.precision, ('auto', 'bf16', 'fp32'))
@@ -287,6 +288,7 @@ def check_settings(config: TrainConfig):
     rising = len(shares) == len(distances) and all(0 < a < b for a, b in zip(shares, (*shares[1:], 1))) and all(0 < d < math.inf for d in distances)
     if config.sam_steps and not (config.sam_rho and rising):
         raise UserError(f'sam_steps={config.sam_steps}: give pairs of a share of the epochs (between 0 and 1, rising) and a distance above 0, such as .1 .05 .5 .2, and with sam_rho the distance before them')
+    if config.ema_decay == 1: raise UserError('ema_decay=1 leaves the average where it began: give less, such as 0.9999')
     if config.shard and config.ema_decay: raise UserError('shard and ema_decay do not go together: a moving average would need all the weights in one place')
     choose_device(config.device)
 

@@ -12,8 +12,8 @@ from ..data.longtail import effective_number_weights
 from .processes import rank_and_size, weight_share
 
 # %% auto #0
-__all__ = ['LOSSES', 'cross_entropy', 'ldam_margins', 'ldam_loss', 'focal_loss', 'log_prior', 'adjusted_loss', 'named_loss',
-           'paco_loss', 'drw_weights', 'drw_epoch']
+__all__ = ['LOSSES', 'cross_entropy', 'ldam_margins', 'ldam_loss', 'focal_loss', 'log_prior', 'adjusted_loss', 'balanced_twice',
+           'named_loss', 'paco_loss', 'drw_weights', 'drw_epoch']
 
 # %% ../../nbs/training/02_losses.ipynb #10d4d9c2
 def cross_entropy(logits: Tensor,                   # (B, C)
@@ -73,6 +73,14 @@ def adjusted_loss(logits: Tensor,                   # (B, C)
 
 # %% ../../nbs/training/02_losses.ipynb #dc9c1450
 LOSSES = ('ce', 'focal', 'ldam', 'balanced-softmax', 'logit-adjustment')
+
+def balanced_twice(name: str,        # of the loss
+                   start: int,       # first epoch, from 0, that is re-weighted or re-sampled
+                   epochs: int,
+                  ) -> list[str]:    # a note, or nothing
+    "What to say where a loss that corrects for class sizes meets re-weighting, which does so again"
+    if name not in ('balanced-softmax', 'logit-adjustment') or start >= epochs: return []
+    return [f'note: the loss {name} corrects for class sizes already, and what begins in epoch {start + 1} of {epochs} does so again: --drw-start 1 leaves it out']
 
 def named_loss(name: str,                  # one of `LOSSES`
                counts,                     # (C,) training images of each class

@@ -492,9 +492,9 @@ def test_run(learner: Learner,
     logits = look(model, data, data.test, bf16)
     validation = {} if data.val is None else dict(labels=data.val.labels.numpy(), **look(model, data, data.val, bf16))
     if best.exists():
-        chosen, about = read_weights(best)
-        last = about.get('epoch') == run.config['config']['epochs'] - 1      # these weights have just been tested
-        found = logits if last else _with_weights(model, chosen, data, bf16)
+        chosen, _ = read_weights(best)
+        tested = from_first(weights.keys() == chosen.keys() and all(torch.equal(chosen[k], v.cpu()) for k, v in weights.items()))      # the last weights are the best
+        found = logits if tested else _with_weights(model, chosen, data, bf16)
         logits = logits | {f'best_{k}': v for k, v in found.items()}
     if average is not None:
         other = average.module.get_submodule(learner.part)
