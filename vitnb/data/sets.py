@@ -19,7 +19,7 @@ from .pixels import WAYS, Choice, Pixels, key_of, open_pixels, remembered, stamp
 __all__ = ['FASHION_CLASSES', 'EMBEDDED_PER_CLASS', 'PICTURES', 'PARTS', 'NAMES', 'IMAGENET', 'TEST_SHARE', 'TEST_SEED',
            'ImageSet', 'fingerprint', 'embedded_part', 'read_arrays', 'fashion_mnist_full', 'fashion_mnist',
            'folders_in', 'files_in', 'part_folders', 'image_folder', 'load_images', 'DataConfig', 'stratified',
-           'LongTailed', 'long_tailed', 'channel_statistics']
+           'LongTailed', 'check_data', 'long_tailed', 'channel_statistics']
 
 # %% ../../nbs/data/10_sets.ipynb #a3755173
 @dataclass(frozen=True)
@@ -317,19 +317,23 @@ class LongTailed:
         return dict(fingerprint=fingerprint(self.train), mean=self.mean, std=self.std, class_names=self.train.class_names)
 
 # %% ../../nbs/data/10_sets.ipynb #d114dbe9
+def check_data(config: DataConfig) -> float | None:      # ρ; None: the classes stay as they are
+    "The ρ that is in force; raises a `UserError` for settings that would not do, before anything is loaded"
+    check_limits(config)
+    rho = config.rho if config.rho is not None or config.dataset.startswith('imagefolder:') or config.dataset in LIST_SETS else 100.
+    choose('statistics', config.statistics, ('auto', 'dataset', 'imagenet'))
+    choose('class order', config.order or 'label', ORDERS)
+    choose('way to keep pixels', config.pixels, WAYS)
+    class_counts(2, 10**6, 1. if rho is None else rho, config.profile)
+    useless = [f'{k}={v}' for k, v, usual in (('profile', config.profile, 'exp'), ('order_seed', config.order_seed, 0)) if v != usual]
+    if rho is None and useless: raise UserError(f'{" and ".join(useless)}: this says how a long tail is cut, and without rho none is cut from {config.dataset}; give rho, or leave it out')
+    return rho
+
 def long_tailed(config: DataConfig = DataConfig(),
                 download: bool = True,     # what is not there yet; False: decode no picture files either, their statistics are then ImageNet's
                ) -> LongTailed:
     "Load a data set, split it and cut its long tail; raises `UserError` for anything the user can put right"
-    check_limits(config)
-    is_folder = config.dataset.startswith('imagefolder:')
-    rho = config.rho if config.rho is not None or is_folder or config.dataset in LIST_SETS else 100.
-    choose('statistics', config.statistics, ('auto', 'dataset', 'imagenet'))
-    choose('class order', config.order or 'label', ORDERS)
-    choose('way to keep pixels', config.pixels, WAYS)
-    class_counts(2, 10**6, 1. if rho is None else rho, config.profile)   # a bad value is said before anything is loaded
-    useless = [f'{k}={v}' for k, v, usual in (('profile', config.profile, 'exp'), ('order_seed', config.order_seed, 0)) if v != usual]
-    if rho is None and useless: raise UserError(f'{" and ".join(useless)} say how a long tail is cut, and without rho none is cut from {config.dataset}: give rho, or leave them out')
+    rho = check_data(config)
     full, val, test = load_images(config.dataset, config.image_folder_size, config.folder, config.skip_unreadable, config.lists, config.prepared, download, config.pixels)
     if test is None: full, test = _set_aside(full, TEST_SHARE, TEST_SEED)
     if test is None: raise UserError(f'{config.dataset} has one picture in each class and no test folder: there is nothing to test with')

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor, nn
-from ..core import UserError, check_limits, choose
+from ..core import UserError
 from ..data.batches import Batch, make_batch, resident
 from ..data.lists import LIST_SETS, _find, read_list
 from ..data.longtail import class_counts, class_order, size_groups
 from ..data.sampling import epoch_indices, sampled_steps
-from ..data.sets import IMAGENET, DataConfig, ImageSet, LongTailed, load_images, long_tailed
+from ..data.sets import IMAGENET, DataConfig, ImageSet, LongTailed, check_data, load_images, long_tailed
 from ..models.any_teacher import NoTeacher
 from ..models.student import choose_attention
 from .loop import Learner, TrainConfig, choose_bf16, choose_device, predict, rate_at, with_short_warmup
@@ -32,8 +32,7 @@ class StandIn(LongTailed): "Blank pictures in the place of data that are not her
 
 def stand_in(config: DataConfig) -> tuple[StandIn, np.ndarray | None, int]:    # blank data, counts by class if known, number of images
     "What is known about a data set that is not here; raises `UserError` when nothing is, or for settings that would not do"
-    check_limits(config)
-    choose('statistics', config.statistics, ('dataset', 'imagenet'))
+    check_data(config)
     counts, C, channels, side = (_counts_of_list if config.dataset in LIST_SETS else _counts_by_formula)(config)
     total = LIST_SETS[config.dataset].train_images if counts is None else int(counts.sum())
     blank = ImageSet(torch.zeros(C, channels, side, side, dtype=torch.uint8), torch.arange(C), tuple(map(str, range(C))))
@@ -50,7 +49,6 @@ def _counts_by_formula(config: DataConfig) -> tuple[np.ndarray, int, int, int]: 
     return class_counts(C, config.n_max or kept, 100. if config.rho is None else config.rho, config.profile), C, channels, side
 
 def _counts_of_list(config: DataConfig) -> tuple[np.ndarray | None, int, int, int]:
-    if config.rho is not None: class_counts(2, 10**6, config.rho, config.profile)
     kind, counts = LIST_SETS[config.dataset], None
     try:
         if config.lists and config.rho is None: counts = -np.sort(-read_list(_find(Path(config.lists).expanduser(), kind.train_list), '.', kind.num_classes, check_files=False).counts)
