@@ -7,8 +7,8 @@ from __future__ import annotations
 from functools import lru_cache
 import torch
 from torch import Tensor
-from ..core import Draws, to_device
-from .randaugment import LARGEST, OPERATIONS, operate
+from ..core import Draws
+from .randaugment import LARGEST, OPERATIONS, operate_each
 
 # %% auto #0
 __all__ = ['NAMES', 'FURTHEST', 'GREY', 'policy', 'amounts_of', 'reading', 'auto_augment']
@@ -49,15 +49,11 @@ def auto_augment(images: Tensor,     # (B, channels, H, W) uint8 or float, 0 to 
                  random: Draws,      # a fresh one of the same name gives the same result
                 ) -> Tensor:         # (B, channels, H, W) float, 0 to 255
     "A pair of operations drawn for each picture, each carried out with its own probability"
-    result, B = images.to(torch.float32, copy=True), len(images)
-    fill, which = torch.full((images.shape[1],), GREY, device=result.device), random.randint(25, B)
+    images, B = images.float(), len(images)
+    fill, which = torch.full((images.shape[1],), GREY, device=images.device), random.randint(25, B)
     for kinds, likely, magnitudes in zip(*policy()):
         kind = torch.where(random.rand(B) < likely[which], kinds[which], -1)
         sign = (random.randint(2, B) * 2 - 1).float()
-        for k, name in enumerate(OPERATIONS):
-            chosen = (kind == k).nonzero()[:, 0]
-            if len(chosen):
-                amount = to_device(amounts_of(name, magnitudes[which[chosen]], sign[chosen]), result.device)
-                chosen = to_device(chosen, result.device)
-                result[chosen] = operate(name, result[chosen], amount, fill, reading(name)).round()
-    return result
+        amount = lambda name, chosen: amounts_of(name, magnitudes[which[chosen]], sign[chosen])
+        images = operate_each(images, kind, amount, fill, reading)
+    return images

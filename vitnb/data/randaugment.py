@@ -5,6 +5,7 @@
 # %% ../../nbs/data/16_randaugment.ipynb #46b6fd66
 from __future__ import annotations
 import math
+from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..core import Draws, to_device
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'LARGEST', 'grey', 'blend', 'contrast', 'sharpness', 'auto_contrast', 'equalise', 'affine',
-           'shape_matrices', 'operate', 'apply', 'rand_augment']
+           'shape_matrices', 'operate', 'amount_at', 'operate_each', 'rand_augment']
 
 # %% ../../nbs/data/16_randaugment.ipynb #4b4e05ce
 def grey(images: Tensor) -> Tensor:     # (n, 1 or 3, H, W) → (n, 1, H, W), 0 to 255
@@ -118,24 +119,42 @@ def operate(name: str,          # one of `OPERATIONS`
 
 
 # %% ../../nbs/data/16_randaugment.ipynb #a9e8c82e
-def apply(name: str,         # one of `OPERATIONS`
-          images: Tensor,    # (n, channels, H, W) float, 0 to 255
-          level: Tensor,     # (n,) strength, from 0 to 10
-          sign: Tensor,      # (n,) 1 or −1, for operations with a direction
-          fill: Tensor,      # (channels,) colour of what comes in from outside, 0 to 255
-          increasing: bool = True,     # False: posterise and solarise weaken with the level, and factors go from 0.1 to 1.9
-          mode: str = 'bilinear',      # of `operate`
-         ) -> Tensor:        # (n, channels, H, W) float, 0 to 255
-    "One operation at the strength of its level"
+def amount_at(name: str,         # one of `OPERATIONS`
+              level: Tensor,     # (n,) strength, from 0 to 10
+              sign: Tensor,      # (n,) 1 or −1, for operations with a direction
+              increasing: bool = True,     # False: posterise and solarise weaken with the level, and factors go from 0.1 to 1.9
+             ) -> Tensor:        # (n,) for `operate`
+    "What a level means to an operation"
     share = level / 10
-    if name in LARGEST: amount = sign * share * LARGEST[name]
-    elif name in ('posterise', 'solarise'):
+    if name in LARGEST: return sign * share * LARGEST[name]
+    if name in ('posterise', 'solarise'):
         most = 4 if name == 'posterise' else 256
         amount = (share * most).floor()
-        if increasing: amount = most - amount
-    elif name == 'solarise_add': amount = (share * 110).floor().clamp(max=128)
-    else: amount = (1 + sign * share * .9).clamp(min=.1) if increasing else .1 + 1.8 * share
-    return operate(name, images, amount, fill, mode)
+        return most - amount if increasing else amount
+    if name == 'solarise_add': return (share * 110).floor().clamp(max=128)
+    return (1 + sign * share * .9).clamp(min=.1) if increasing else .1 + 1.8 * share
+
+# %% ../../nbs/data/16_randaugment.ipynb #68546bbd
+def operate_each(images: Tensor,                            # (B, channels, H, W) float, 0 to 255; left as they are
+                 which: Tensor,                             # (B,) on the CPU, the number in `OPERATIONS` of what is done to each; −1: nothing
+                 amount: Callable[[str, Tensor], Tensor],   # (operation, which of the pictures) → amounts for `operate`, on the CPU
+                 fill: Tensor,                              # (channels,) colour of what comes in from outside, 0 to 255
+                 mode: Callable[[str], str],                # shape → how it reads pixels between others
+                ) -> Tensor:                                # (B, channels, H, W) float, 0 to 255; whole numbers where something was done
+    "An operation of its own for each picture, where shapes that read pixels alike are done together"
+    result, maps, shapes = images.clone(), torch.zeros(len(images), 2, 3), {}
+    there = lambda x: to_device(x, images.device)
+    for k, name in enumerate(OPERATIONS):
+        chosen = (which == k).nonzero()[:, 0]
+        if not len(chosen): continue
+        if name in LARGEST:
+            maps[chosen] = shape_matrices(name, amount(name, chosen), *images.shape[2:])
+            shapes.setdefault(mode(name), []).append(chosen)
+        else: result[rows] = operate(name, images[rows := there(chosen)], there(amount(name, chosen)), fill).round()
+    for reading, parts in shapes.items():
+        chosen = torch.cat(parts)
+        result[rows] = affine(images[rows := there(chosen)], there(maps[chosen]), fill, reading).clamp(0, 255).round()
+    return result
 
 # %% ../../nbs/data/16_randaugment.ipynb #4fabff2c
 def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0 to 255
@@ -145,18 +164,15 @@ def rand_augment(images: Tensor,         # (B, channels, H, W) uint8 or float, 0
                  spread: float = .5,     # standard deviation of the strength, which is drawn anew for each operation
                  operations: int = 2,    # how many are drawn for each picture
                  share: float = .5,      # probability that each of them is carried out
-                 increasing: bool = True,     # every operation is the stronger the higher the level, see `apply`
+                 increasing: bool = True,     # every operation is the stronger the higher the level, see `amount_at`
                  mode: str = 'bilinear',      # how shapes read pixels between others: nearest, bilinear or bicubic
                 ) -> Tensor:             # (B, channels, H, W) float, 0 to 255
     "Operations drawn for each picture: by default two, each carried out in half of the cases"
-    result, B = images.to(torch.float32, copy=True), len(images)
-    fill = to_device(fill, result.device)
+    images, fill, B = images.float(), to_device(fill, images.device), len(images)
     for _ in range(operations):
         which = torch.where(random.rand(B) < share, random.randint(len(OPERATIONS), B), -1)
         levels = (level + spread * random.randn(B)).clamp(0, 10)
         signs = (random.randint(2, B) * 2 - 1).float()
-        levels, signs = (to_device(v, result.device) for v in (levels, signs))
-        for k, name in enumerate(OPERATIONS):
-            chosen = to_device((which == k).nonzero()[:, 0], result.device)
-            if len(chosen): result[chosen] = apply(name, result[chosen], levels[chosen], signs[chosen], fill, increasing, mode).round()
-    return result
+        amount = lambda name, chosen: amount_at(name, levels[chosen], signs[chosen], increasing)
+        images = operate_each(images, which, amount, fill, lambda name: mode)
+    return images
