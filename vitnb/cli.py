@@ -343,12 +343,13 @@ def import_command(options: Import):
 def import_data(options: Import, weights=None):    # a `DataConfig`; `weights` are those of its file, when they are read already
     "The images that a student or a teacher of the recipe learns from: CIFAR's teachers see 32 px, its students 224"
     from vitnb.methods.recipes import recipes
-    from vitnb.models.checkpoints import holds_student, read_checkpoint
-    kind = 'deit-lt' if holds_student(options.file, read_checkpoint(options.file) if weights is None else weights) else 'teacher'
+    from vitnb.models.checkpoints import holds_student, read_checkpoint, student_from_checkpoint
+    kind = 'deit-lt' if holds_student(options.file, weights := read_checkpoint(options.file) if weights is None else weights) else 'teacher'
     known = {c.data.dataset: name for name, c in recipes('deit-lt').items()}      # those of a teacher have the same names
     name = options.recipe or known.get(options.dataset, 'fashion-mnist-lt')
     if options.recipe is None and options.dataset in known: print(f'note: the images of {options.dataset} are shown to it as in the recipe {name} of {kind}; --recipe names another')
     given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
+    if kind == 'deit-lt' and (options.dataset or '').startswith('imagefolder:'): given['image_folder_size'] = student_from_checkpoint(options.file, weights=weights).config.img_size
     return replace(_recipe(kind, name).data, **given)
 
 # %% ../nbs/90_cli.ipynb #602b48e2
@@ -515,6 +516,8 @@ def main(arguments: Sequence[str] | None = None,   # what follows `vitnb`; None:
         ) -> int:                                  # exit status
     "The `vitnb` command"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')      # names of files need not be text
     try:
         if not arguments or arguments[0] in ('-h', '--help'): print(usage(), flush=True); return 0
         if arguments[0] == '--version': print(f'vitnb {__version__}', flush=True); return 0
@@ -531,6 +534,7 @@ def main(arguments: Sequence[str] | None = None,   # what follows `vitnb`; None:
         if os.environ.get('RANK', '0') == '0': print(f'\nvitnb: interrupted; {on}', file=sys.stderr)      # of several processes, the first one speaks
         return 130
     except (MemoryError, RuntimeError) as e:
+        if 'home directory' in str(e): print(f'vitnb: {e} for a path that begins with ~: is the name behind it right?', file=sys.stderr); return 2
         if not isinstance(e, MemoryError) and 'out of memory' not in str(e) and "can't allocate memory" not in str(e): raise
         print(f'vitnb: not enough memory ({str(e).strip().splitlines()[0][:200] if str(e) else "for what was asked"}): a smaller --batch-size (with --accumulate for the same updates), larger patches, or smaller images need less', file=sys.stderr)
         return 2

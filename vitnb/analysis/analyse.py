@@ -249,7 +249,7 @@ def find_teacher(s: Subject) -> AdaptedTeacher:
     if given.get('map_targets'): raise NotDone('its teacher numbers the classes in another order')
     size, antialias, kind = given.get('teacher_size'), given.get('teacher_antialias', False), given.get('teacher_normalisation', 'student')
     try: teacher, facts = any_teacher(name, size, antialias, kind, (s.view.mean, s.view.std), family=given.get('teacher_family', 'auto'))
-    except UserError as e: raise NotDone(f'{e}; name another place with teacher=') from e
+    except UserError as e: raise NotDone(f'{e}; name another place with --teacher (in Python: teacher=)') from e
     told = (s.run.config.get('model', {}).get('teacher') or {}).get('sha256') if s.run and s.teacher is None else None
     if told and facts['sha256'] != told: raise NotDone(f'{facts["file"]} is not the file that this run was taught by')
     if facts['num_classes'] != len(s.images.class_names): raise NotDone(f'the teacher is for {facts["num_classes"]} classes, the images have {len(s.images.class_names)}')
@@ -330,7 +330,7 @@ def check_folder(folder: Path,     # made when it is not there
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder): pass
-    except OSError as e: raise UserError(f'{folder} cannot be written to ({e.strerror}): name another place with out=') from e
+    except OSError as e: raise UserError(f'{folder} cannot be written to ({e.strerror}): name another place with --out (in Python: out=)') from e
 
 def _one(s: Subject, folder: Path, name: str, same: dict, again: bool) -> Done:
     "Compute and write one part, unless it is there"

@@ -52,12 +52,13 @@ class Difference:
     "How two answers to the same test images differ in one part of the classes"
     first: float           # accuracy in per cent, every class counting the same
     second: float          # the same of the second answers
-    low: float             # the lower bound of the bootstrap interval of second − first, in points; NaN with a class of a single test image
+    low: float             # the lower bound of the bootstrap interval of second − first, in points; NaN with a class of a single test image, or where the images of every class came out alike
     high: float            # the upper bound of that interval
     only_first: int        # images that only the first gets right
     only_second: int       # images that only the second gets right
     p: float               # McNemar's exact test on these images, two-sided
     single: int = 0        # classes with a single test image
+    alike: int = 0         # classes with 2 to 19 test images that all came out alike, as if nothing else could have happened
 
     @property
     def difference(self) -> float:
@@ -84,12 +85,14 @@ def compare_answers(first: np.ndarray,       # (N, C) logits
     if not 0 < level < 1: raise UserError(f'level={level} must be between 0 and 1, such as 0.95')
     accuracy = [group_accuracy(z, labels, groups) for z in (first, second)]
     a, b = (z.astype(np.float32).argmax(1) == labels for z in (first, second))
-    drawn = bootstrap_differences(a, b, labels, groups, samples, seed)
+    drawn, change = bootstrap_differences(a, b, labels, groups, samples, seed), b.astype(int) - a
     def part(name, here):
         low, high = np.clip(np.quantile(drawn[name], [(1 - level) / 2, (1 + level) / 2]), -100, 100)      # the stretch may go beyond
+        sizes = [np.ptp(change[labels == c]) == 0 and (labels == c).sum() for c in np.unique(labels[here])]      # 0: not alike
+        if all(sizes): low = high = float('nan')
         only = int((a & ~b & here).sum()), int((b & ~a & here).sum())
         p, single = mcnemar(*only) if here.any() else float('nan'), int((np.bincount(labels[here]) == 1).sum())
-        return Difference(accuracy[0][name], accuracy[1][name], float(low), float(high), *only, p, single)
+        return Difference(accuracy[0][name], accuracy[1][name], float(low), float(high), *only, p, single, sum(1 < n < 20 for n in sizes))
     inside = {'overall': np.ones(len(labels), dtype=bool), **{g: np.isin(labels, classes) for g, classes in groups.items()}}
     return {name: part(name, here) for name, here in inside.items()}
 
@@ -108,6 +111,10 @@ def comparison_table(differences: Mapping[str, Difference],     # part of the cl
     if any(d.opposed for d in differences.values()): lines.append('* counted by images, not by classes, the difference goes the other way, and so does this p: classes have unequal numbers of test images')
     if single := max((d.single for d in differences.values()), default=0):
         lines.append(f'– no interval: {n_of(single, "class has", "classes have")} a single test image, which says nothing about how far another one would differ')
+    if any(np.isfinite(d.difference) and not np.isfinite(d.high) and not d.single for d in differences.values()):
+        lines.append('– no interval: in each class all test images came out alike (all changed, or none), which says nothing about how far others would differ')
+    if alike := max((d.alike for d in differences.values() if np.isfinite(d.high)), default=0):
+        lines.append(f'in {n_of(alike, "class", "classes")} with fewer than 20 test images all came out alike, which an interval takes for certain: it is too narrow')
     return '\n'.join(lines)
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

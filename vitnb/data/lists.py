@@ -201,7 +201,7 @@ def decode(path: str | Path,      # of one picture
 # %% ../../nbs/data/05_lists.ipynb #49bca0bb
 def as_rgb(picture: Image.Image) -> Image.Image:
     "Any picture with 8 bits for red, green and blue, on white where it is transparent"
-    if picture.mode.startswith('I;16') or (picture.mode == 'I' and picture.format == 'PNG'):      # older Pillow calls 16-bit PNGs I
+    if picture.mode.startswith('I;16') or (picture.mode == 'I' and picture.format in ('PNG', 'PPM')):      # so older Pillow calls 16-bit PNGs, and every Pillow 16-bit PGMs
         return Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8)).convert('RGB')
     if picture.mode in ('I', 'F'): raise ValueError('its pixels are 32-bit numbers, which have no fixed range; save it with 8 or 16 bits')
     if not picture.has_transparency_data: return picture.convert('RGB')
@@ -274,6 +274,7 @@ class ListImages:
         "The pixels in order, `batch_size` pictures at a time; the next are decoded meanwhile"
         own = dataclasses.replace(self, ahead=ReadAhead())
         parts = [range(i, min(i + batch_size, len(self))) for i in range(0, len(self), batch_size)]
+        if not parts: yield torch.empty(0, *self.shape[1:], dtype=torch.uint8)      # as tensors do
         try:
             for k, part in enumerate(parts):
                 read_ahead(own, parts[k:k + 2])

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 import numpy as np, torch
-from ..core import UserError, cache_folder, check_limits, choose, first_of, packaged, whole_file
+from ..core import UserError, cache_folder, check_limits, choose, first_of, packaged, seed_of, whole_file
 from .lists import LIST_SETS, ImageList, ListImages, inverse_map, prepare, read_lists
 from .longtail import ORDERS, Groups, class_counts, class_order, longtail_indices, size_groups
 from .pixels import WAYS, Choice, Pixels, key_of, open_pixels, remembered, stamped
 
 # %% auto #0
 __all__ = ['FASHION_CLASSES', 'EMBEDDED_PER_CLASS', 'PICTURES', 'PARTS', 'NAMES', 'IMAGENET', 'TEST_SHARE', 'TEST_SEED',
-           'ImageSet', 'fingerprint', 'embedded_part', 'read_arrays', 'fashion_mnist_full', 'fashion_mnist',
-           'folders_in', 'files_in', 'part_folders', 'image_folder', 'load_images', 'DataConfig', 'stratified',
-           'LongTailed', 'check_data', 'long_tailed', 'channel_statistics']
+           'ImageSet', 'files_of', 'fingerprint', 'files_key', 'embedded_part', 'read_arrays', 'fashion_mnist_full',
+           'fashion_mnist', 'folders_in', 'files_in', 'part_folders', 'image_folder', 'load_images', 'DataConfig',
+           'stratified', 'LongTailed', 'check_data', 'long_tailed', 'channel_statistics']
 
 # %% ../../nbs/data/10_sets.ipynb #a3755173
 @dataclass(frozen=True)
@@ -46,16 +46,24 @@ class ImageSet:
         return dataclasses.replace(self, images=images, labels=self.labels[indices], files=files)
 
 # %% ../../nbs/data/10_sets.ipynb #5f8a2975
+def files_of(images: ImageSet) -> ImageList | None:     # None: they do not come from files
+    "The picture files that images are read from"
+    return images.files or getattr(images.images, 'images', None)
+
 def fingerprint(images: ImageSet) -> str:   # 16 hexadecimal digits
     "A short checksum of pixels (or picture files), labels and class names, to recognise the same data again"
     digest = hashlib.sha256(repr((tuple(images.images.shape), images.class_names)).encode())
-    files = images.files or getattr(images.images, 'images', None)
+    files = files_of(images)
     if files is None: digest.update(images.images.contiguous().numpy())
     else:
         digest.update(files.checksum.encode())
         if files.stamps is not None: digest.update(files.stamps[:, 0].astype('<i8').tobytes())
     digest.update(images.labels.numpy())
     return digest.hexdigest()[:16]
+
+def files_key(images: ImageSet) -> str | None:     # 16 hexadecimal digits; None: they do not come from files
+    "A name for picture files in this place, written at these times: another one wherever the pixels may have changed"
+    return None if (files := files_of(images)) is None else key_of(files)
 
 # %% ../../nbs/data/10_sets.ipynb #f6344869
 FASHION_CLASSES = ('T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot')
@@ -141,8 +149,8 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.')) if folder.is_dir() else []
 
 def files_in(folder: Path) -> list[Path]:
-    "The files below a folder by name, without hidden ones and those in hidden folders"
-    return sorted(f for f in folder.rglob('*') if not any(p.startswith('.') for p in f.relative_to(folder).parts) and not f.is_dir())
+    "The files below a folder by name, without hidden ones and those in hidden folders; links to what is not there are among them, pipes and devices are not"
+    return sorted(f for f in folder.rglob('*') if not any(p.startswith('.') for p in f.relative_to(folder).parts) and (f.is_file() or not f.exists()))
 
 def part_folders(root: Path) -> dict[str, Path]:     # '' → the folder, or train, val and test → theirs
     "Where the parts of a folder of images are; raises `UserError` when two folders have the same part"
@@ -157,7 +165,7 @@ def part_folders(root: Path) -> dict[str, Path]:     # '' → the folder, or tra
 # %% ../../nbs/data/10_sets.ipynb #41e2a036
 def _list_pictures(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     "Every picture under `root/class/`, its class number, and the class names in alphabetical order"
-    if not root.is_dir(): raise UserError(f'no folder {root}: imagefolder:PATH needs PATH/class name/picture.jpg')
+    if not root.is_dir(): raise UserError(f'no folder {root}: imagefolder:PATH needs PATH/class name/picture.jpg' + ('' if root.is_absolute() else '; PATH is looked for where the command is started'))
     found = {d.name: [f for f in files_in(d) if f.suffix.lower() in PICTURES] for d in folders_in(root)}
     if odd := [name for name in found if not name.isprintable()]:
         raise UserError(f'{root} has a folder whose name is not readable text ({odd[0]!a}): rename it')
@@ -277,14 +285,16 @@ class DataConfig:
 def stratified(labels: Sequence[int] | np.ndarray,   # (N,) class of every image
                fraction: float,                      # of each class; of two images or more at least one goes and one stays (0: none goes)
                seed: int,
+              names: Sequence[str] | None = None,   # (N,) of picture files, which then decide: with some more or fewer of them, the others stay where they were
               ) -> tuple[np.ndarray, np.ndarray]:    # indices kept, indices set aside, both in their original order
     "Set aside the same share of each class"
     labels, random, aside = np.asarray(labels), np.random.RandomState(seed), []
+    drawn = None if names is None else np.array([seed_of(seed, 'aside', name) for name in names])
     for c in np.unique(labels):
         indices = np.where(labels == c)[0]
         wanted = int(round(len(indices) * fraction)) if fraction else 0
         if fraction and len(indices) > 1: wanted = min(max(wanted, 1), len(indices) - 1)
-        aside.append(random.permutation(indices)[:wanted])
+        aside.append((random.permutation(indices) if drawn is None else indices[drawn[indices].argsort(kind='stable')])[:wanted])
     mask = np.zeros(len(labels), dtype=bool)
     mask[np.concatenate(aside)] = True
     return np.where(~mask)[0], np.where(mask)[0]
@@ -325,7 +335,7 @@ def check_data(config: DataConfig) -> float | None:      # ρ; None: the classes
     choose('class order', config.order or 'label', ORDERS)
     choose('way to keep pixels', config.pixels, WAYS)
     class_counts(2, 10**6, 1. if rho is None else rho, config.profile)
-    useless = [f'{k}={v}' for k, v, usual in (('profile', config.profile, 'exp'), ('order_seed', config.order_seed, 0)) if v != usual]
+    useless = [f'{k}={v}' for k, v, usual in (('order', config.order or 'label', 'label'), ('profile', config.profile, 'exp'), ('order_seed', config.order_seed, 0)) if v != usual]
     if rho is None and useless: raise UserError(f'{" and ".join(useless)}: this says how a long tail is cut, and without rho none is cut from {config.dataset}; give rho, or leave it out')
     return rho
 
@@ -351,7 +361,8 @@ TEST_SHARE, TEST_SEED = .2, 2024     # of a folder without a test part
 
 def _set_aside(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet | None]:
     "The images in two parts; the second is None when it would be empty"
-    kept, aside = stratified(images.labels, share, seed)
+    files = files_of(images)
+    kept, aside = stratified(images.labels, share, seed, None if files is None else files.paths)
     return images.subset(kept), images.subset(aside) if len(aside) else None
 
 def _tail_indices(train: ImageSet, rho: float | None, config: DataConfig) -> np.ndarray:

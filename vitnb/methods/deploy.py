@@ -85,7 +85,7 @@ def file_metadata(run: Run, student: nn.Module) -> dict[str, str]:     # each va
     data = run.config['data']
     about = dict(input='float32 images (batch, channels, height, width), normalised: (pixel / 255 - mean) / std', mean=data['mean'], std=data['std'],
                  class_names=data['class_names'], img_size=student.config.img_size, eval_crop=data.get('eval_crop', 1), outputs=OUTPUTS, method=run.config['method'])
-    if str(run.config['config']['data']['dataset']).startswith('imagefolder:'): about['picture'] = 'upright (turned as its EXIF tag says), RGB, the middle square, made smaller with bicubic interpolation'
+    if str(run.config['config']['data']['dataset']).startswith('imagefolder:'): about['picture'] = 'upright (turned as its EXIF tag says), RGB (on white where it is transparent, 16 bits divided by 257), the middle square, made smaller with bicubic interpolation'
     return {k: json.dumps(v, ensure_ascii=False) for k, v in about.items()}
 
 # %% ../../nbs/methods/84_deploy.ipynb #4257105b

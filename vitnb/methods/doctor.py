@@ -88,7 +88,7 @@ def image_side(look: Look,
     if median >= 160 and gpu: return 224, f'half of the pictures have {median} pixels or more on the shorter side, and there is a GPU: the size of the papers'
     side, said = 64 if median >= 56 else 32, f'half of the pictures have {median} pixels or more on the shorter side'
     if side == 64: return side, f'{said}; without a GPU 64 are as many as train in reasonable time' if not gpu else f'{said}, too few for the 224 of the papers'
-    return side, f'{said}; 32 is the next size that patches of 4 or 8 pixels divide'
+    return side, f'{said}; ' + ('32 is the next size that patches of 4 or 8 pixels divide' if median <= 32 else 'at 32 they train fast, and 64 would only enlarge them')
 
 def student_preset(images: int,     # to train on
                    gpu: bool,       # there is an NVIDIA GPU
@@ -205,7 +205,8 @@ def doctor(source: str,                     # a folder, or the name of a data se
     every = [f'  {f.title}: {name}' for f in about for name in f.where]
     if advice: lines += ['In this order:', *(f'  {c}' for c in commands(advice)), '']
     lines.append(f'Look first at what is marked with !: {", ".join(bad)}.' if bad else 'Nothing stands in the way.')
-    if every and not report: lines.append(f'{n_of(len(every), "file")} named above or among the "more": --report FILE lists all.')
+    more = ' or among the "more"' if any(' more' in line for line in lines) else ''
+    if every and not report: lines.append(f'{n_of(len(every), "file")} named above{more}: --report FILE lists all.')
     def shown(lines): return '\n'.join(''.join(c if c.isprintable() else '?' for c in line) for line in lines)      # names of files may hold anything
     if report:
         with whole_file(report) as f: f.write_text(shown([*lines, *(['', 'Every file:', *every] if every else [])]) + '\n', encoding='utf-8')

@@ -52,7 +52,7 @@ def check_loss(loss: float,                    # of a step or of an epoch
     else: return
     raise UserError(f'{what}. {_hint(lr)}')
 
-def _hint(lr: float) -> str: return f'The last good state is kept. Use a smaller lr than {lr:g}, a longer warm-up, --clip-grad 1, or --precision fp32'
+def _hint(lr: float) -> str: return f'The last good state is kept. Train anew with a smaller lr than {lr:g}, a longer warm-up, --clip-grad 1, or --precision fp32'
 
 # %% ../../nbs/training/46_guards.ipynb #bbc15745
 def check_weights(model: torch.nn.Module,

@@ -194,7 +194,7 @@ def _lines(config: TrainConfig, method: str, data: LongTailed, counts, total: in
             ('learning rate', f'{config.lr:g} at its peak, {rate_at(config, config.epochs - 1 / steps):.2g} at the end ({config.schedule}), warm-up of {config.warmup_epochs:g} epochs'),
             *_early(config), *_late(config),
             ('network', f'{cost.parameters / 1e6:.1f} M parameters, {"bfloat16" if bf16 else "float32"} on {device}'),
-            ('memory', f'about {cost.bytes(config.batch_size) / 2**30:.1f} GiB, and {_data_memory(config, data, total)}'),
+            ('memory', f'about {_amount(cost.bytes(config.batch_size))}, and {_data_memory(config, data, total)}'),
             ('time', f'about {_duration(seconds)}{note}: {_speed(config.batch_size / cost.seconds(config.batch_size))}, measured here with {cost.measured} at a time{eager}')]
 
 def _early(config: TrainConfig) -> list[tuple[str, str]]:
@@ -224,7 +224,10 @@ def _data_memory(config: TrainConfig, data: LongTailed, total: int) -> str:
     "Of pixels in memory; other pictures stay on the disk"
     in_memory = data.train.choice.way == 'memory' if data.train.choice else config.data.dataset not in LIST_SETS
     if not in_memory: return 'the pictures stay on the disk'
-    return f'{total * math.prod(data.train.images.shape[1:]) / 2**30:.2g} GiB for the images'
+    return f'{_amount(total * math.prod(data.train.images.shape[1:]))} for the images'
+
+def _amount(size: float) -> str:     # size in bytes
+    return f'{size / 2**30:.1f} GiB' if size >= 2**29 else f'{max(1, size / 2**20):.0f} MiB'
 
 UNITS = (('years', 31557600), ('months', 2629800), ('weeks', 604800), ('days', 86400), ('hours', 3600), ('minutes', 60))     # in seconds
 

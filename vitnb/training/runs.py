@@ -23,7 +23,7 @@ __all__ = ['SHAPES', 'TAKEN', 'SILENT', 'write_json', 'read_json', 'append_line'
 def write_json(path: Path,        # made or replaced, and the folders above it made
                content: Any):     # what JSON can hold; numbers that are infinite or NaN become null
     "Write JSON in one step"
-    with whole_file(path) as temporary: temporary.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    with whole_file(path) as temporary: temporary.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + '\n', encoding='utf-8', errors='surrogateescape')      # names of files need not be text
 
 def _plain(content: Any) -> Any:
     "The same with null for what is not a number, which JSON does not know (the accuracy of a group without classes)"
@@ -33,7 +33,7 @@ def _plain(content: Any) -> Any:
 
 def read_json(path: Path) -> Any:
     "Read JSON; raises `UserError` that names the file when it is missing or damaged"
-    try: return json.loads(path.read_text(encoding='utf-8'))
+    try: return json.loads(path.read_text(encoding='utf-8', errors='surrogateescape'))
     except FileNotFoundError: raise UserError(f'no {path.name} in {path.parent}: is it a run folder?') from None
     except (OSError, ValueError) as e: raise UserError(f'cannot read {path}: {e}') from e
 
@@ -96,7 +96,7 @@ class Run:
         "State, times and test accuracy; a run that says it is running, but whose process is gone, or on another machine silent for minutes, is 'stopped'"
         status = self._read('status.json')
         if status['state'] != 'running': return status
-        lives = _alive(status.get('pid')) if status.get('host') == platform.node() else silent_for(self.path) < SILENT
+        lives = _alive(status) if status.get('host') == platform.node() else silent_for(self.path) < SILENT
         return status if lives else {**status, 'state': 'stopped'}
     @property
     def metrics(self) -> list[dict]:
@@ -125,14 +125,15 @@ class Run:
         return content
 
 # %% ../../nbs/training/40_runs.ipynb #f51e9fb0
-def _alive(pid: Any) -> bool:
-    "Whether a process of this machine is still there"
-    if os.name == 'nt': return True     # there is no harmless way to ask
+def _alive(status: dict) -> bool:
+    "Whether the process of this machine that wrote a status is still there, and not another one with its number"
+    import psutil
+    pid, born = status.get('pid'), status.get('born')
     if not isinstance(pid, int) or pid < 1: return False
-    try: os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError): return False
-    except PermissionError: pass
-    return True
+    try: began = psutil.Process(pid).create_time()
+    except (psutil.NoSuchProcess, OverflowError, ValueError): return False
+    except psutil.Error: return True
+    return not isinstance(born, (int, float)) or abs(began - born) < 5       # seconds; the clock may have been set
 
 # %% ../../nbs/training/40_runs.ipynb #5fec6125
 def open_run(path: str | Path) -> Run:
@@ -177,7 +178,7 @@ def check_new(out: str | Path):
 def _hardly_begun(path: Path) -> bool:
     "Whether a folder holds nothing but the first traces of a run whose process is gone"
     if not path.is_dir() or any(f.name != 'status.json' and not f.name.startswith('.') for f in path.iterdir()): return False
-    try: return not _alive(read_json(path/'status.json').get('pid'))
+    try: return not _alive(read_json(path/'status.json'))
     except (UserError, AttributeError): return True
 
 # %% ../../nbs/training/40_runs.ipynb #18857b4a
@@ -218,8 +219,9 @@ def recording(run: Run,               # whose folder is there
               config: dict | None,    # what goes into `config.json`; None: the run goes on
              ) -> Iterator[dict]:
     "Keep a run's status up to date; yields a dictionary whose content goes into `status.json` at the end; raises `UserError` when the disk is full"
+    import psutil
     now, before = time.strftime('%Y-%m-%dT%H:%M:%S'), {} if config else run.status
-    status = dict(state='running', started=before.get('started', now), host=platform.node(), pid=os.getpid())
+    status = dict(state='running', started=before.get('started', now), host=platform.node(), pid=os.getpid(), born=psutil.Process().create_time())
     if not config: status['resumed'] = [*before.get('resumed', []), now]
     start = time.monotonic() - before.get('seconds', sum(line['seconds'] for line in run.metrics) if before else 0)
     def close(state, **more):

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np, torch
 import torch.distributed as dist
 from torch import Tensor
-from ..core import UserError, cache_folder, keep_freed_memory, whole_file
+from ..core import UserError, cache_folder, keep_freed_memory, n_of, whole_file
 from ..data.batches import Batch, Streamed, make_batch, own_rows, resident, streamed
 from ..data.lists import read_ahead, stop_reading
 from ..data.sampling import epoch_indices, sampled_steps
-from ..data.sets import LongTailed, fingerprint, long_tailed
+from ..data.sets import LongTailed, files_key, fingerprint, long_tailed
 from ..models.student import choose_attention, load_weights, read_weights, save_weights
 from .guards import Progress, Stop, check_loss, check_weights, stopping
 from .labels import LabelCache, changed_in_bf16, labels_key, precision_said
@@ -26,7 +26,7 @@ from .metrics import group_accuracy, per_cent
 from .processes import from_first, gathered, is_first, is_sharded, own_share, rank_and_size, shard, share_layers, total, whole
 from .runs import SILENT, Run, alone, append_line, check_new, new_run_folder, open_run, read_lines, recording, silent_for, versions, write_lines
 from .schedule import make_optimiser
-from .states import load_optimiser, newest_state, optimiser_tensors, save_state
+from .states import checksum, load_optimiser, newest_state, optimiser_tensors, save_state
 
 # %% auto #0
 __all__ = ['read_settings', 'Training', 'batches_of', 'label_cache', 'choose_teacher', 'this_machine', 'machine_notes',
@@ -75,6 +75,8 @@ class Training:
     average: Any = None            # timm's moving average of the weights
     labels: LabelCache | None = None  # the teacher's labels, kept between runs; None: the method keeps none
     best: float = -1.              # validation accuracy of the best epoch so far
+    best_sum: str = ''             # checksum of its weights
+    first_loss: float | None = None  # mean of the first epoch, once that is over
     saved: float = 0.              # when the last state was written, on the monotonic clock, in seconds
     saving: float = 0.             # seconds that writing it took
 
@@ -121,7 +123,7 @@ def label_cache(config: TrainConfig, learner: Learner, data: LongTailed,
                ) -> LabelCache | None:  # None: there are no such labels, or the method keeps none
     "The teacher's labels on the disk, where the method keeps them"
     if learner.label is None or learner.label_key is None: return None
-    key = labels_key(**learner.label_key, bf16=machine.get('teacher') == 'bf16', images=fingerprint(data.train), mean=data.mean, std=data.std, img_size=data.img_size, eval_crop=data.eval_crop,
+    key = labels_key(**learner.label_key, bf16=machine.get('teacher') == 'bf16', images=fingerprint(data.train), files=files_key(data.train), mean=data.mean, std=data.std, img_size=data.img_size, eval_crop=data.eval_crop,
                      augment=asdict(config.augment), batch_size=config.batch_size, repeats=config.repeats, seed=config.seed, needs=learner.needs,
                      machine={k: machine[k] for k in ('device', 'precision', 'threads', 'cpu', 'processes', 'torch')}, process=rank_and_size()[0])
     return LabelCache(learner.label, cache_folder()/'labels'/key, steps, data.num_classes)
@@ -167,7 +169,7 @@ def keep_state(t: Training):
     if t.average is not None: tensors |= {f'average.{k}': v for k, v in t.average.module.state_dict().items()}
     tensors = whole(tensors) | {f'sums.{k}': total(v) / rank_and_size()[1] for k, v in t.place.sums.items()}      # each process goes on from their mean
     if t.first:
-        about = dict(epoch=t.place.epoch, step=t.place.step, seconds=t.place.seconds, best=t.best, steps=t.steps)
+        about = dict(epoch=t.place.epoch, step=t.place.step, seconds=t.place.seconds, best=t.best, best_sum=t.best_sum, steps=t.steps)
         save_state(t.run.path/'resume', t.place.epoch * t.steps + t.place.step, tensors, about)
     t.saved = time.monotonic()
     t.saving = t.saved - start
@@ -183,7 +185,7 @@ def load_state(t: Training,
     if t.average is not None: load_weights(t.average.module, part('average'), t.run.path/'resume')
     device = next(t.model.parameters()).device
     t.place = Place(about['epoch'], about['step'], {k: v.to(device) for k, v in part('sums').items()}, about['seconds'])
-    t.best = about['best']
+    t.best, t.best_sum = about['best'], about.get('best_sum', '')
 
 # %% ../../nbs/training/55_train.ipynb #cd035329
 def forget_after(run: Run,
@@ -193,7 +195,8 @@ def forget_after(run: Run,
     lines = read_lines(path)
     if len(lines) > epoch or (path.exists() and not path.read_bytes().endswith(b'\n')):
         write_lines(path, lines[:epoch])
-    for leftover in [*run.path.glob('.*.*'), *(run.path/'resume').glob('.state-*')]: leftover.unlink(missing_ok=True)
+    for leftover in [*run.path.glob('.*.*'), *(run.path/'resume').glob('.state-*')]:
+        if leftover.is_file(): leftover.unlink(missing_ok=True)
 
 # %% ../../nbs/training/55_train.ipynb #bc55fcec
 class Board:
@@ -208,8 +211,10 @@ class Board:
 
     def say(self, *lines: str):
         "Print lines above the bar, unless it is to be quiet"
-        if not self.quiet:
+        if self.quiet: return
+        try:
             for line in lines: self.bar.write(line)
+        except BrokenPipeError: self.quiet = True      # whoever read it has gone; the training is worth more
 
     def step(self, epoch: int,               # counted from 0
              losses: dict[str, Tensor]):     # of the step; 'loss' is shown
@@ -242,7 +247,7 @@ def after_step(t: Training, board: Board, progress: Progress, stop: Stop,
     "Show where the training is, save its state when due, and end it by `KeyboardInterrupt` when asked to; raises `UserError` when the loss is no number"
     board.step(t.place.epoch, losses)
     if t.first and progress.due(): progress.write(t.place.epoch, step, float(losses['loss'].detach()))
-    def check(): check_loss(float(total(t.place.sums['loss'])) / rank_and_size()[1], t.place.epoch, step, lr=t.config.lr)
+    def check(): check_loss(float(total(t.place.sums['loss'])) / rank_and_size()[1] / t.place.step, t.place.epoch, step, t.first_loss, t.config.lr)      # the mean so far
     quiet = losses['loss'].device.type != 'cpu'              # reading a loss waits for a GPU
     if not quiet or t.place.step % 20 == 0: check()
     if not update_after(t.config, step, t.steps): return
@@ -260,8 +265,9 @@ def after_epoch(t: Training,
                 board: Board,
                 trackers: list):     # from `make_trackers`
     "Validate, keep the best weights, and write down the epoch"
-    first = t.run.metrics[0]['loss'] if t.place.epoch > 1 and t.run.metrics else None
-    check_loss(line['loss'], line['epoch'], first=first, lr=t.config.lr)
+    check_loss(line['loss'], line['epoch'], first=t.first_loss, lr=t.config.lr)
+    check_weights(t.model, line['epoch'], t.steps - 1, t.config.lr)      # the last update has no loss after it
+    if t.first_loss is None: t.first_loss = line['loss']
     if t.data.val is not None:
         line['val'] = {head: group_accuracy(z, t.data.val.labels, t.data.groups) for head, z in look(t.model, t.data, t.data.val, t.bf16).items()}
         if t.average is not None:
@@ -270,6 +276,7 @@ def after_epoch(t: Training,
         if accuracy > t.best:
             t.best = accuracy
             weights = whole(t.model.get_submodule(t.learner.part).state_dict())
+            t.best_sum = checksum(weights, {})
             if t.first: save_weights(weights, t.run.path/'best.safetensors', **t.learner.about, epoch=line['epoch'])
     if not t.first: return
     append_line(t.run.path/'metrics.jsonl', line)
@@ -368,17 +375,19 @@ def prepare(config: TrainConfig,
     if sharded: shard(learner.model)
     optimiser = make_optimiser(learner.model, config.optimiser, config.lr, config.weight_decay, config.momentum)
     compiles = config.compile == 'on' or config.compile == 'auto' and device.type == 'cuda' and not sharded
-    lacking = compiles and config.compile == 'auto' and missing_for_compile()
+    lacking = compiles and missing_for_compile(device)
+    if lacking and config.compile == 'on': raise UserError(f'compile=on: {lacking} is missing here')
     if compiles and not lacking: learner.model.compile()
     labels = label_cache(config, learner, data, machine, steps)
     batches = batches_of(config, learner, data, device, labels)
     learner.model, optimiser = accelerator.prepare(learner.model, optimiser) if not sharded else (learner.model, accelerator.prepare(optimiser))
     return Training(config, data, learner, optimiser, accelerator, batches, steps, bf16, None, Place(), average, labels), machine, [*data.notes, *learner.notes, *said, *([f'attention: {attention}'] if attention else []), *([f'torch.compile: off, {lacking} is missing here'] if lacking else [])]
 
-def missing_for_compile() -> str:     # empty: nothing
-    "What torch.compile would need on an NVIDIA GPU and this machine lacks"
-    if importlib.util.find_spec('triton') is None: return 'Triton'
-    return '' if any(shutil.which(c) for c in (os.environ.get('CC') or 'cc', 'gcc', 'clang')) else 'a C compiler'
+def missing_for_compile(device: torch.device) -> str:     # empty: nothing
+    "What torch.compile would need to write code for a device and this machine lacks"
+    if device.type == 'cuda' and importlib.util.find_spec('triton') is None: return 'Triton'
+    kind, names = ('C', (os.environ.get('CC') or 'cc', 'gcc', 'clang')) if device.type == 'cuda' else ('C++', (os.environ.get('CXX') or 'c++', 'g++', 'clang++'))
+    return '' if any(shutil.which(name) for name in names) else f'a {kind} compiler'
 
 def _moving_average(config: TrainConfig, learner: Learner):
     "timm's moving average of the weights, when asked for"
@@ -447,7 +456,10 @@ def _resume(run: Run, kind: type[TrainConfig], data: LongTailed | None, quiet: b
     _same_sources(t, about)
     if found: load_state(t, *found[:2])
     if t.first: forget_after(run, t.place.epoch)
-    wrong = [f'note: {w}; the one before is used' for w in (found[2] if found else [])]
+    t.first_loss = next((line['loss'] for line in run.metrics if line['epoch'] == 0), None)
+    lost, notes_too = from_first(_lost(t) if t.first else None)
+    if lost: t.best = -1.
+    wrong = [f'note: {w}; the one before is used' for w in (found[2] if found else [])] + notes_too
     epoch = min(t.place.epoch + 1, config.epochs)
     start = f'{run.path} goes on ' + (f'at the end of epoch {epoch}' if t.place.step == t.steps else f'in epoch {epoch}, step {t.place.step + 1} of {t.steps}')
     go_on(t, None, [start, *notes, *wrong, *machine_notes(before, machine)], quiet)
@@ -468,6 +480,17 @@ def as_it_began(config: TrainConfig,
     if getattr(config, 'teacher_precision', '') != 'auto' or teacher not in ('bf16', 'fp32'): return config
     if teacher == 'bf16' and not choose_bf16(config.precision, choose_device(config.device)): return config
     return replace(config, teacher_precision=teacher)
+
+def _lost(t: Training) -> tuple[bool, list[str]]:
+    "Whether the best weights so far are gone or are not those that were written, and what the folder of a run that goes on has lost, in words"
+    lines, path = len(t.run.metrics), t.run.path/'best.safetensors'
+    notes = [f'note: metrics.jsonl has {n_of(lines, "line")} for the {n_of(t.place.epoch, "epoch")} so far'] if lines < t.place.epoch else []
+    if t.best < 0: return False, notes
+    with contextlib.suppress(UserError):
+        weights, about = read_weights(path)
+        if about.get('epoch', 0) >= t.place.epoch or t.best_sum in ('', checksum(weights, {})): return False, notes      # of an epoch that is made again, or as written
+    path.unlink(missing_ok=True)
+    return True, [*notes, 'note: best.safetensors, the best weights so far, is missing or damaged: those of the best epoch to come will be kept']
 
 def _dict(value: Any) -> dict: return value if isinstance(value, dict) else {}
 

@@ -109,7 +109,9 @@ def verdict(experts: Experts, others: Mapping[str, Experts] = {},    # name → 
     best = max(g, key=lambda h: g[h]['overall'])
     if two and g[best]['overall'] > answer['overall'] + .5: said += f' {NAMES[best]} alone would be better overall, with {number(g[best]["overall"])} %.'
     if two and not np.isnan(lost := agreement(experts)['tail']['neither']): said += f' On {number(100 - lost)} % of the tail at least one of the two is right{_counting(experts)}.'
-    return [p for p in (experts_sentence(g) if two else '', said, caution(experts)) if p] + [comparison(name, answer, other.by_group[other.answer]) for name, other in others.items()]
+    found = experts_sentence(g) if two else ''
+    if found and (tail := int(experts.tested[list(experts.groups.tail)].sum())) < 20: found += f' The tail has {n_of(tail, "test image")}, from which little follows.'
+    return [p for p in (found, said, caution(experts)) if p] + [comparison(name, answer, other.by_group[other.answer]) for name, other in others.items()]
 
 def comparison(name: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
     "How far two answers are apart, each given as overall, head, mid and tail accuracy in per cent"
@@ -300,7 +302,9 @@ def expert_section(run: Run, experts: Experts, compared: Mapping[str, Experts], 
     parts += ['<h3>Right together, right alone</h3>', chart_html(agreement_bars(shares, experts.balanced), f'Test images that both tokens get right, only one, or neither, in per cent{_counting(experts)}: ' + '; '.join(
         f'{p} {number(s["both"])} both, {number(s["cls"])} only CLS, {number(s["dist"])} only DIST, {number(s["neither"])} neither' for p, s in shares.items()))]
     try: parts += ['<h2>Where the two tokens look</h2>', attention_section(run, experts, test)]
-    except UserError as e: parts += [f'<p class="note">There are no attention maps: {html.escape(str(e))}.</p>']
+    except UserError as e:
+        print(f'note: the page has no attention maps: {e}')
+        parts += [f'<p class="note">There are no attention maps: {html.escape(str(e))}.</p>']
     return parts + rank_section(run)
 
 def _tested(experts: Experts) -> str:
