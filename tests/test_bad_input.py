@@ -345,3 +345,32 @@ def test_a_reader_that_goes_away(here):
     for command in ('--help', 'runs'):
         done = subprocess.run(f'{sys.executable} -m vitnb.cli {command} | true', shell=True, capture_output=True, text=True)
         assert 'Traceback' not in done.stderr and 'BrokenPipe' not in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='pipes')
+def test_a_training_outlives_its_reader(here):
+    done = subprocess.run(f'{sys.executable} -m vitnb.cli train vit {" ".join(FAST)} --patch-size 14 --out piped | true', shell=True, capture_output=True, text=True)
+    assert 'Traceback' not in done.stderr and json.loads((here/'piped'/'status.json').read_text())['state'] == 'finished', done.stderr
+    assert (here/'piped'/'report.html').exists()
+
+
+def test_settings_that_would_do_nothing_or_cannot_be_done_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path/'pets', dict(cats=20, dogs=10))
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setenv('CXX', 'no-compiler')
+    folder = ['--dataset', 'imagefolder:pets', '--image-folder-size', '28', '--batch-size', '8', '--epochs', '1']
+    for options, said in ((['--cutout', '3'], 'cutout=3'), (['--compile', 'on'], 'a C++ compiler is missing here'), ([*folder, '--order', 'shuffle'], 'order=shuffle'),
+                          (['--dataset', 'imagefolder:~nobody-of-this-name/pets'], 'home directory')):
+        assert main(['train', 'vit', '--n-max', '60', '--rho', '10', *options] if '--dataset' not in options else ['train', 'vit', *options]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path/'runs').exists(), options
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='pipes')
+def test_a_pipe_among_pictures_is_passed_over(tmp_path):
+    from vitnb.data.sets import DataConfig, long_tailed
+    os.mkfifo(pictures(tmp_path/'pets', dict(cats=20, dogs=10))/'cats'/'zz.png')
+    data = long_tailed(DataConfig(f'imagefolder:{tmp_path/"pets"}', image_folder_size=28, pixels='stream'))
+    assert len(data.train) + len(data.val) + len(data.test) == 30
+    empty = data.test.subset(range(0))
+    assert [part.shape for part in empty.images.split(4)] == [(0, 3, 28, 28)]

@@ -106,8 +106,9 @@ def _report(run, test=None):
     from vitnb.training.processes import rank_and_size
     from vitnb.widgets.report import write_report
     if rank_and_size()[0]: return
+    report = write_report(run, test=test)      # also where nobody reads what is printed any more
     print(accuracy_table({k.upper(): v for k, v in run.status['test'].items() if not k.startswith('best_')}, f'{run.config["method"]}, test %'))
-    print(f'report: {write_report(run, test=test)}')
+    print(f'report: {report}')
 
 # %% ../nbs/90_cli.ipynb #ac4ea4b4
 def resume_command(run: Path):
