@@ -311,6 +311,7 @@ def test_what_is_no_run_and_a_run_beside_itself(here, capsys):
     main(['train', 'vit', *FAST, '--out', 'mine']); capsys.readouterr()
     assert 'with itself' in mistake(capsys, 'compare', 'mine', 'mine')
     assert main(['compare', 'mine', 'mine', '--heads', 'cls', 'dist']) == 0
+    assert 'one of each' in mistake(capsys, 'compare', 'mine', 'mine', '--heads', 'cls', 'dist', 'avg')
 
 
 def test_two_methods_over_seeds(here, capsys):

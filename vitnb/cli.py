@@ -232,16 +232,18 @@ PAGE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 """
 
 # %% ../nbs/90_cli.ipynb #d028789d
-def compare_command(first: Path, second: Path, heads: tuple[str, str] | None = None):
+def compare_command(first: Path, second: Path, heads: tuple[str, ...] | None = None):
     """compare two runs on the same test images, or two methods over several runs
 
     Args:
         first: a run folder, or a folder of runs that differ in their seeds
         second: another
-        heads: which head of each: cls, dist, avg or out; None: the one that counts"""
+        heads: which head of both, or of each: cls, dist, avg or out; None: the one that counts"""
     from vitnb.analysis.compare import compare_experts, compare_over_seeds, comparison_table, pair_runs, seeds_table
     from vitnb.analysis.experts import load_experts
     first, second = first.expanduser(), second.expanduser()
+    if heads and len(heads) > 2: raise UserError(f'--heads {" ".join(heads)}: give one for both, or one of each')
+    heads = (heads[0], heads[-1]) if heads else None
     if first.resolve() == second.resolve() and (heads is None or heads[0] == heads[1]): raise UserError(f'{first} would be compared with itself: name another run, or two of its heads, as in --heads cls dist')
     sides = [runs_in(first), runs_in(second)]
     names = names_apart((first, second), [' and '.join(sorted({r.config['method'] for r in side})) for side in sides], heads)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/methods/92_doctor.ipynb #a6737743
 from __future__ import annotations
-import contextlib, importlib.util, io, math, os, shlex, shutil, textwrap
+import contextlib, importlib.util, io, math, os, re, shlex, shutil, textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -205,7 +205,7 @@ def doctor(source: str,                     # a folder, or the name of a data se
     every = [f'  {f.title}: {name}' for f in about for name in f.where]
     if advice: lines += ['In this order:', *(f'  {c}' for c in commands(advice)), '']
     lines.append(f'Look first at what is marked with !: {", ".join(bad)}.' if bad else 'Nothing stands in the way.')
-    more = ' or among the "more"' if any(' more' in line for line in lines) else ''
+    more = ' or among the "more"' if any(f.where and re.search(r'and \d+ more', f.text) for f in about) else ''
     if every and not report: lines.append(f'{n_of(len(every), "file")} named above{more}: --report FILE lists all.')
     def shown(lines): return '\n'.join(''.join(c if c.isprintable() else '?' for c in line) for line in lines)      # names of files may hold anything
     if report:

@@ -381,7 +381,12 @@ def prepare(config: TrainConfig,
     labels = label_cache(config, learner, data, machine, steps)
     batches = batches_of(config, learner, data, device, labels)
     learner.model, optimiser = accelerator.prepare(learner.model, optimiser) if not sharded else (learner.model, accelerator.prepare(optimiser))
-    return Training(config, data, learner, optimiser, accelerator, batches, steps, bf16, None, Place(), average, labels), machine, [*data.notes, *learner.notes, *said, *([f'attention: {attention}'] if attention else []), *([f'torch.compile: off, {lacking} is missing here'] if lacking else [])]
+    return Training(config, data, learner, optimiser, accelerator, batches, steps, bf16, None, Place(), average, labels), machine, [*data.notes, *_idle(config, data), *learner.notes, *said, *([f'attention: {attention}'] if attention else []), *([f'torch.compile: off, {lacking} is missing here'] if lacking else [])]
+
+def _idle(config: TrainConfig, data: LongTailed) -> list[str]:
+    "A line about what is asked for and changes none of these images"
+    asked = [f'{name}={value}' for name in ('hue', 'grey') if (value := getattr(config.augment, name))] if data.channels == 1 else []
+    return [f'note: no effect of {" and ".join(asked)}: the images are grey'] if asked else []
 
 def missing_for_compile(device: torch.device) -> str:     # empty: nothing
     "What torch.compile would need to write code for a device and this machine lacks"
