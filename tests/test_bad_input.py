@@ -362,7 +362,8 @@ def test_settings_that_would_do_nothing_or_cannot_be_done_here(tmp_path, monkeyp
     monkeypatch.setenv('CXX', 'no-compiler')
     folder = ['--dataset', 'imagefolder:pets', '--image-folder-size', '28', '--batch-size', '8', '--epochs', '1']
     for options, said in ((['--cutout', '3'], 'cutout=3'), (['--compile', 'on'], 'a C++ compiler is missing here'), ([*folder, '--order', 'shuffle'], 'order=shuffle'),
-                          (['--dataset', 'imagefolder:~nobody-of-this-name/pets'], 'home directory')):
+                          (['--dataset', 'imagefolder:~nobody-of-this-name/pets'], 'home directory'),
+                          (['--dataset', 'imagefolder:' + os.fsdecode(b'caf\xe9')], 'is not text'), ([*folder, '--out', os.fsdecode(b'caf\xe9')], 'is not text')):
         assert main(['train', 'vit', '--n-max', '60', '--rho', '10', *options] if '--dataset' not in options else ['train', 'vit', *options]) == 2
         assert said in capsys.readouterr().err and not (tmp_path/'runs').exists(), options
 

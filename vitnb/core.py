@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['UserError', 'choose', 'first_of', 'n_of', 'check_limits', 'seed_of', 'generator', 'to_device', 'Draws', 'whole_file',
-           'keep_freed_memory', 'packaged', 'cache_folder']
+__all__ = ['UserError', 'choose', 'first_of', 'n_of', 'check_limits', 'check_text', 'seed_of', 'generator', 'to_device', 'Draws',
+           'whole_file', 'keep_freed_memory', 'packaged', 'cache_folder']
 
 # %% ../nbs/00_core.ipynb #9e5942df
 class UserError(Exception):
@@ -49,6 +49,13 @@ def check_limits(settings):     # a dataclass; those among its fields are checke
             raise UserError(f'{name}={value} must be {f"at least {low}" if high == math.inf else f"between {low} and {high}"}')
     for field in dataclasses.fields(settings):
         if dataclasses.is_dataclass(inner := getattr(settings, field.name)): check_limits(inner)
+
+# %% ../nbs/00_core.ipynb #5eb11945
+def check_text(what: str,       # what is named, for the message
+               name: str | Path):
+    "Raise a `UserError` when a name cannot be written down as UTF-8"
+    try: str(name).encode()
+    except UnicodeEncodeError: raise UserError(f'{what} {str(name)!r} is not text in UTF-8, so it cannot be written down: rename it') from None
 
 # %% ../nbs/00_core.ipynb #13075519
 def seed_of(*name) -> int:     # a number in [0, 2⁶³)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 import numpy as np, torch
-from ..core import UserError, cache_folder, check_limits, choose, first_of, packaged, seed_of, whole_file
+from ..core import UserError, cache_folder, check_limits, check_text, choose, first_of, packaged, seed_of, whole_file
 from .lists import LIST_SETS, ImageList, ListImages, inverse_map, prepare, read_lists
 from .longtail import ORDERS, Groups, class_counts, class_order, longtail_indices, size_groups
 from .pixels import WAYS, Choice, Pixels, key_of, open_pixels, remembered, stamped
@@ -330,6 +330,7 @@ class LongTailed:
 def check_data(config: DataConfig) -> float | None:      # ρ; None: the classes stay as they are
     "The ρ that is in force; raises a `UserError` for settings that would not do, before anything is loaded"
     check_limits(config)
+    check_text('data set', config.dataset)
     rho = config.rho if config.rho is not None or config.dataset.startswith('imagefolder:') or config.dataset in LIST_SETS else 100.
     choose('statistics', config.statistics, ('auto', 'dataset', 'imagenet'))
     choose('class order', config.order or 'label', ORDERS)

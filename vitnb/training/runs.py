@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np
-from ..core import UserError, whole_file
+from ..core import UserError, check_text, whole_file
 from ..data.longtail import Groups
 
 # %% auto #0
@@ -23,7 +23,7 @@ __all__ = ['SHAPES', 'TAKEN', 'SILENT', 'write_json', 'read_json', 'append_line'
 def write_json(path: Path,        # made or replaced, and the folders above it made
                content: Any):     # what JSON can hold; numbers that are infinite or NaN become null
     "Write JSON in one step"
-    with whole_file(path) as temporary: temporary.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + '\n', encoding='utf-8', errors='surrogateescape')      # names of files need not be text
+    with whole_file(path) as temporary: temporary.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 def _plain(content: Any) -> Any:
     "The same with null for what is not a number, which JSON does not know (the accuracy of a group without classes)"
@@ -33,7 +33,7 @@ def _plain(content: Any) -> Any:
 
 def read_json(path: Path) -> Any:
     "Read JSON; raises `UserError` that names the file when it is missing or damaged"
-    try: return json.loads(path.read_text(encoding='utf-8', errors='surrogateescape'))
+    try: return json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise UserError(f'no {path.name} in {path.parent}: is it a run folder?') from None
     except (OSError, ValueError) as e: raise UserError(f'cannot read {path}: {e}') from e
 
@@ -170,7 +170,8 @@ def new_run_folder(out: str | Path | None,         # where the user wants it; No
 TAKEN = '{} exists already: choose another --out, or delete it'
 
 def check_new(out: str | Path):
-    "Raise a `UserError` when a folder for a new run holds something already"
+    "Raise a `UserError` when a folder for a new run holds something already, or its name is no text"
+    check_text('run folder', out)
     try: there = (path := Path(out).expanduser()).exists()
     except OSError as e: raise UserError(f'cannot make the run folder {str(out)[:200]}: {e.strerror}') from e
     if there and not _hardly_begun(path): raise UserError(TAKEN.format(path))
