@@ -336,3 +336,14 @@ def test_labels_of_files_that_were_written_again_are_not_read(here):
 
 
 def long_steps(images: DataConfig) -> int: return len(long_tailed(images).train) // 8
+
+
+def test_pictures_that_were_written_again_are_said(here, monkeypatch, capsys):
+    pictures(here/'pets', dict(cats=30, dogs=20))
+    config = ViT(**SMALL | dict(data=DataConfig('imagefolder:pets', image_folder_size=28), batch_size=8))
+    said = 'moved or written since the run began'
+    for name in ('left', 'touched'):
+        run = stopped_after(3, monkeypatch, config, here/name, None)
+        if name == 'touched': os.utime(here/'pets'/'cats'/'3.png', (1, 1)); os.utime(here/'pets'/'dogs'/'3.png', (1, 1))
+        resume(run.path)
+        assert (said in capsys.readouterr().out) == (name == 'touched')

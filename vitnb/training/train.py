@@ -464,6 +464,7 @@ def _resume(run: Run, kind: type[TrainConfig], data: LongTailed | None, quiet: b
     t.first_loss = next((line['loss'] for line in run.metrics if line['epoch'] == 0), None)
     lost, notes_too = from_first(_lost(t) if t.first else None)
     if lost: t.best = -1.
+    if about['data'].get('files') not in (None, files_key(t.data.train)): notes_too = [*notes_too, 'note: the picture files have been moved or written since the run began; their names, sizes and labels are the same, and if their pixels are not, train anew']
     wrong = [f'note: {w}; the one before is used' for w in (found[2] if found else [])] + notes_too
     epoch = min(t.place.epoch + 1, config.epochs)
     start = f'{run.path} goes on ' + (f'at the end of epoch {epoch}' if t.place.step == t.steps else f'in epoch {epoch}, step {t.place.step + 1} of {t.steps}')
