@@ -23,8 +23,8 @@ from .schedule import SCHEDULES, learning_rate, stepped_rate
 
 # %% auto #0
 __all__ = ['Optimisation', 'TrainConfig', 'Learner', 'choose_device', 'choose_bf16', 'answers', 'predict', 'Place', 'fit',
-           'rate_at', 'rho_at', 'update_after', 'added_up', 'update', 'backward', 'check_settings', 'with_short_warmup',
-           'describe', 'summary']
+           'rate_at', 'rho_at', 'update_after', 'update', 'backward', 'check_settings', 'with_short_warmup', 'describe',
+           'summary']
 
 # %% ../../nbs/training/50_loop.ipynb #c7a32dea
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def fit(config: TrainConfig, learner: Learner,
             if step % config.accumulate == 0 or step == steps - 1:
                 for group in optimiser.param_groups: group['lr'] = rate_at(config, epoch + step / steps)
             moves = update_after(config, step, steps)
-            losses = backward(config, learner, accelerator, batches(epoch, step, mixing), epoch, step, bf16, moves, added_up(config, step, steps))
+            losses = backward(config, learner, accelerator, batches(epoch, step, mixing), epoch, step, bf16, moves)
             if moves: update(config, learner, optimiser, accelerator, epoch, average)
             place.sums = {k: place.sums.get(k, 0) + v.detach() for k, v in losses.items()}
             place.step, place.seconds = step + 1, time.perf_counter() - start
@@ -230,13 +230,6 @@ def update_after(config: TrainConfig,
     "Whether the weights move after a step: the last one of those whose gradients are added up, or of the epoch"
     return (step + 1) % config.accumulate == 0 or step == steps - 1
 
-def added_up(config: TrainConfig,
-             step: int,      # in the epoch, counted from 0
-             steps: int,     # in an epoch
-            ) -> int:
-    "How many steps a step's gradients are added up with, itself included: the last ones of an epoch may be fewer than `accumulate`"
-    return min(config.accumulate, steps - step + step % config.accumulate)
-
 def update(config: TrainConfig, learner: Learner,
            optimiser,          # what moves the weights; its gradients are cleared afterwards
            accelerator,        # Hugging Face's `Accelerator`
@@ -259,13 +252,12 @@ def backward(config: TrainConfig, learner: Learner,
              step: int,                 # in the epoch, counted from 0
              bf16: bool,                # compute in bfloat16
              share: bool = True,        # average the gradients over processes now; with SAM that is always done
-             of: int | None = None,     # steps whose gradients are added up; None: `accumulate`
             ) -> dict[str, Tensor]:     # what the learner's loss gave, scalars; with SAM before the climb
     "Gradients of one batch: an ordinary backward pass, or SAM's two; processes need not share them before the weights move"
     def once():
         torch.manual_seed(seed_of(config.seed, 'forward', epoch, step))
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bf16): losses = learner.loss(learner.model, batch, epoch)
-        accelerator.backward(losses['loss'] / (of or config.accumulate))
+        accelerator.backward(losses['loss'] / config.accumulate)
         return losses
     if not config.sam_rho:
         with nullcontext() if share else accelerator.no_sync(learner.model): return once()
