@@ -347,3 +347,31 @@ def test_pictures_that_were_written_again_are_said(here, monkeypatch, capsys):
         if name == 'touched': os.utime(here/'pets'/'cats'/'3.png', (1, 1)); os.utime(here/'pets'/'dogs'/'3.png', (1, 1))
         resume(run.path)
         assert (said in capsys.readouterr().out) == (name == 'touched')
+
+
+def test_from_another_folder(here, monkeypatch, capsys):
+    "Relative paths of images and teacher begin where the run was started; a project may be moved as a whole; what has gone is named"
+    (project := here/'project').mkdir()
+    pictures(project/'pets', dict(cats=30, dogs=20))
+    images = ['--dataset', 'imagefolder:pets', '--image-folder-size', '16', '--batch-size', '8']
+    with monkeypatch.context() as there:
+        there.chdir(project)
+        assert main(['train', 'teacher', *images, '--depth', '8', '--epochs', '1', '--out', 'runs/teacher']) == 0
+        common = dict(data=DataConfig(dataset='imagefolder:pets', image_folder_size=16), teacher='runs/teacher', student='nano', patch_size=8, epochs=2, batch_size=8)
+        whole = train(DeiTLT(**common), 'deit-lt', 'runs/whole', quiet=True)
+        whole = Run(project/whole.path)
+        run = Run(project/stopped_after(3, there, DeiTLT(**common), 'runs/stopped', None, method='deit-lt').path)
+    pictures(here/'pets', dict(cats=3, dogs=3))     # what the same path leads to from here
+    assert main(['resume', str(run.path)]) == 0 and 'moved' not in capsys.readouterr().out
+    assert_same(whole, run)
+    assert json.loads((run.path/'config.json').read_text())['config']['data']['dataset'] == 'imagefolder:pets'
+    moved = project.rename(here/'elsewhere')
+    with monkeypatch.context() as there:
+        there.chdir(moved/'runs'/'whole')           # where the kernel of a notebook in the run folder works
+        assert main(['analyse', '.', '--only', 'rank', 'teacher']) == 0 and main(['report', '.']) == 0
+    assert 'no attention maps' not in capsys.readouterr().out
+    shutil.rmtree(moved/'pets')
+    (here/'pets').rename(here/'gone')
+    assert main(['analyse', str(moved/'runs'/'stopped'), '--only', 'rank', 'teacher']) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in (str(moved/'pets'), 'config.json', 'imagefolder:PATH')), said

@@ -10,9 +10,10 @@ from vitnb.data.batches import AugmentConfig, clean_view, make_batch
 from vitnb.data.longtail import by_size, class_counts, size_groups
 from vitnb.data.sampling import epoch_indices, sampled_steps
 from vitnb.data.sets import IMAGENET, DataConfig, ImageSet
-from vitnb.methods.deit import check_classes, distillation_loss, listed_classes
+from vitnb.methods.deit import check_classes, distillation_loss
 from vitnb.methods.deit_lt import DeiTLT
 from vitnb.methods.recipes import recipe
+from vitnb.models.any_teacher import listed_classes
 from vitnb.models.student import TokenLogits
 from vitnb.models.any_teacher import AdaptedTeacher, any_teacher
 from vitnb.training.loop import answers, fit, rate_at

@@ -24,9 +24,9 @@ from .similarity import similarity, stage_layers, token_layers
 from ..core import UserError, check_limits, choose, whole_file
 from ..data.longtail import Groups
 from ..data.sets import ImageSet, fingerprint
-from ..models.any_teacher import AdaptedTeacher, any_teacher, packaged_teachers
+from ..models.any_teacher import AdaptedTeacher, any_teacher
 from ..models.teacher import ResNet, TimmNetwork
-from ..training.load import load_model, load_test_images
+from ..training.load import load_model, load_test_images, teacher_of
 from ..training.runs import Run, open_run, read_json, versions, write_json
 from ..training.states import checksum
 
@@ -239,19 +239,10 @@ def scores_part(s: Subject):
 
 def find_teacher(s: Subject) -> AdaptedTeacher:
     "The teacher of a run under the rules it was asked by; raises `NotDone` when there is none here"
-    given = s.run.config['config'] if s.run else {}
-    name = s.teacher or given.get('teacher')
-    if not name: raise NotDone('it had no teacher: name one with teacher=')
-    if name == 'auto':
-        known = packaged_teachers(s.run.config['data']['fingerprint'])
-        if not known: raise NotDone('its teacher is not in this package: name one with teacher=')
-        name = known[0]
-    if given.get('map_targets'): raise NotDone('its teacher numbers the classes in another order')
-    size, antialias, kind = given.get('teacher_size'), given.get('teacher_antialias', False), given.get('teacher_normalisation', 'student')
-    try: teacher, facts = any_teacher(name, size, antialias, kind, (s.view.mean, s.view.std), family=given.get('teacher_family', 'auto'))
-    except UserError as e: raise NotDone(f'{e}; name another place with --teacher (in Python: teacher=)') from e
-    told = (s.run.config.get('model', {}).get('teacher') or {}).get('sha256') if s.run and s.teacher is None else None
-    if told and facts['sha256'] != told: raise NotDone(f'{facts["file"]} is not the file that this run was taught by')
+    if not s.run and not s.teacher: raise NotDone('it had no teacher: name one with teacher=')
+    seen_by = (s.view.mean, s.view.std)
+    try: teacher, facts = teacher_of(s.run, s.teacher, seen_by) if s.run else any_teacher(s.teacher, student_mean_std=seen_by)
+    except UserError as e: raise NotDone(f'{e}; name one with --teacher (in Python: teacher=)') from e
     if facts['num_classes'] != len(s.images.class_names): raise NotDone(f'the teacher is for {facts["num_classes"]} classes, the images have {len(s.images.class_names)}')
     return teacher.to(next(s.model.parameters()).device)
 

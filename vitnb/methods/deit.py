@@ -18,7 +18,7 @@ from .registry import register
 from .vit import TrainStudent
 from ..models.mhca import MhcaSettings
 from ..models.student import TokenLogits
-from ..models.any_teacher import AdaptedTeacher, NoTeacher, any_teacher, packaged_teachers
+from ..models.any_teacher import AdaptedTeacher, NoTeacher, any_teacher, listed_classes, packaged_teachers, reordered
 from ..models.checkpoints import FAMILIES
 from ..models.teacher import check_answers
 from ..training.losses import cross_entropy
@@ -26,8 +26,8 @@ from ..training.loop import Learner
 from ..training.plan import StandIn
 
 # %% auto #0
-__all__ = ['distillation_loss', 'find_teacher', 'frozen_teacher', 'check_classes', 'teacher_notes', 'Distilled', 'listed_classes',
-           'distilling', 'DeiT']
+__all__ = ['distillation_loss', 'find_teacher', 'frozen_teacher', 'check_classes', 'teacher_notes', 'Distilled', 'distilling',
+           'DeiT']
 
 # %% ../../nbs/methods/30_deit.ipynb #bf8f00d4
 def distillation_loss(logits: TokenLogits,                   # (B, C) each, of the student's two heads
@@ -61,15 +61,11 @@ def frozen_teacher(teacher: str,             # what `any_teacher` takes, or auto
     make = lambda **more: any_teacher(named, student_mean_std=(data.mean, data.std), bf16=bf16, **options | more)
     named = find_teacher(teacher, data)
     network, facts = make()
-    if by_name and not facts['mapped'] and _reordered(facts['class_names'], data.train.class_names): network, facts = make(class_map=[data.train.class_names.index(n) for n in facts['class_names']])
+    if by_name and not facts['mapped'] and (ours := reordered(facts['class_names'], data.train.class_names)): network, facts = make(class_map=ours)
     if facts['num_classes'] != data.num_classes: raise NoTeacher(f'the teacher {named} is for {facts["num_classes"]} classes, the data have {data.num_classes}')
     check_classes(named, facts, data)
     check_answers(network.to(device), data.channels, data.img_size, f'the teacher {named}, which sees images at {facts["size"] or data.img_size} px,')
     return network, dict(facts, packaged=teacher == 'auto', same_images=facts['fingerprint'] == fingerprint(data.train))
-
-def _reordered(theirs: Sequence[str] | None, ours: Sequence[str]) -> bool:
-    "Whether two lists of classes have the same names in another order"
-    return bool(theirs) and tuple(theirs) != tuple(ours) and sorted(theirs) == sorted(ours)
 
 def check_classes(named: str,           # the teacher, for the message
                   facts: dict,          # of `any_teacher`
@@ -140,13 +136,6 @@ class Distilled(TrainStudent):
         return Learner(student, distilling(teacher, self.alpha, weights, start, clean), teacher=teacher, needs=dict(clean=True) if clean else {},
                        label=lambda batch: teacher.label(batch.clean if clean else batch.images), label_key=key if self.keep_labels else None,
                        about=dict(about, teacher=facts), notes=teacher_notes(facts))
-
-# %% ../../nbs/methods/30_deit.ipynb #ca68a91d
-def listed_classes(class_names: Sequence[str]) -> Tensor:    # (C,) our number of each class of a list
-    "From the numbers that a list gives its classes (our names for them are `class 17`) to ours, by size; raises `UserError` for other names"
-    try: original = torch.tensor([int(name.removeprefix('class ')) for name in class_names])
-    except ValueError: raise UserError('map_targets is for imagenet-lt and inaturalist18, whose lists number the classes in another order') from None
-    return original.argsort()
 
 # %% ../../nbs/methods/30_deit.ipynb #e0ce2a10
 def distilling(teacher: AdaptedTeacher,           # asked when a batch does not bring its labels along

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from ..core import UserError
 from ..data.sets import DataConfig, LongTailed, long_tailed
-from .deit import listed_classes
-from ..models.any_teacher import teacher_source
+from ..models.any_teacher import listed_classes, teacher_source
 from ..models.checkpoints import at_size, holds_student, read_checkpoint, read_header, save_official, student_from_checkpoint
 from ..models.mhca import MhcaStudentConfig
 from ..models.student import about_student

@@ -583,7 +583,7 @@ def load_supernet(run: str | Path,                 # its folder
     "The supernet of a finished run of `slimming`, and its data; raises `UserError` for a run of another method"
     run = open_run(run)
     if run.config['method'] != 'slimming': raise UserError(f'{run.path} is a run of {run.config["method"]}: give one of slimming, whose network holds all candidate blocks')
-    config = read_settings(run.config['config'], Slimming)
+    config = read_settings(run.settings, Slimming)
     data = long_tailed(config.data)
     supernet = config.learner(data, torch.device('cpu'), False).model
     load_weights(supernet, read_weights(run.path/'model.safetensors')[0], run.path/'model.safetensors')

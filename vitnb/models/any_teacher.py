@@ -20,8 +20,9 @@ from .student import TokenLogits, load_weights, read_about
 from .teacher import ResNet, fold_batch_norms, load_teacher
 
 # %% auto #0
-__all__ = ['BRIGHTNESS', 'MeanStd', 'resize', 'size_class_map', 'check_class_map', 'to_channels', 'one_answer', 'AdaptedTeacher',
-           'Source', 'timm_source', 'NoTeacher', 'teacher_source', 'any_teacher', 'packaged_teachers']
+__all__ = ['BRIGHTNESS', 'MeanStd', 'resize', 'size_class_map', 'check_class_map', 'listed_classes', 'reordered', 'to_channels',
+           'one_answer', 'AdaptedTeacher', 'Source', 'timm_source', 'NoTeacher', 'teacher_source', 'any_teacher',
+           'packaged_teachers']
 
 # %% ../../nbs/models/30_any_teacher.ipynb #dcc0b518
 def resize(images: Tensor,            # (B, C, H, W)
@@ -48,6 +49,20 @@ def check_class_map(class_map: Sequence[int] | Tensor,    # (C,) whole numbers, 
     if class_map.dim() != 1 or class_map.dtype.is_floating_point or not torch.equal(class_map.long().sort().values, torch.arange(len(class_map))):
         raise UserError(f'the class map must name each class from 0 to {max(class_map.numel() - 1, 0)} exactly once')
     return class_map.long()
+
+# %% ../../nbs/models/30_any_teacher.ipynb #c84600af
+def listed_classes(class_names: Sequence[str]) -> Tensor:    # (C,) our number of each class of a list
+    "From the numbers that a list gives its classes (our names for them are `class 17`) to ours, by size; raises `UserError` for other names"
+    try: original = torch.tensor([int(name.removeprefix('class ')) for name in class_names])
+    except ValueError: raise UserError('map_targets is for imagenet-lt and inaturalist18, whose lists number the classes in another order') from None
+    return original.argsort()
+
+def reordered(theirs: Sequence[str] | None,     # a teacher's classes, if it names them
+              ours: Sequence[str],              # the student's
+             ) -> list[int] | None:             # [teacher's class] → student's class; None: not the same names in another order
+    "A class map from names"
+    if not theirs or list(theirs) == list(ours) or sorted(theirs) != sorted(ours): return None
+    return [list(ours).index(n) for n in theirs]
 
 # %% ../../nbs/models/30_any_teacher.ipynb #c5948fc5
 BRIGHTNESS = (.299, .587, .114)     # of red, green and blue (ITU-R 601, as Pillow makes grey images)

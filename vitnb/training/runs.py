@@ -4,7 +4,7 @@
 
 # %% ../../nbs/training/40_runs.ipynb #33fcc612
 from __future__ import annotations
-import errno, itertools, json, math, os, platform, time, zipfile, zlib
+import errno, itertools, json, math, os, platform, re, time, zipfile, zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from ..core import UserError, check_text, whole_file
 from ..data.longtail import Groups
 
 # %% auto #0
-__all__ = ['SHAPES', 'TAKEN', 'SILENT', 'write_json', 'read_json', 'append_line', 'write_lines', 'read_lines', 'check_shape',
-           'Run', 'open_run', 'list_runs', 'new_run_folder', 'check_new', 'versions', 'silent_for', 'alone',
-           'recording']
+__all__ = ['SHAPES', 'PATHS', 'TAKEN', 'SILENT', 'write_json', 'read_json', 'append_line', 'write_lines', 'read_lines',
+           'check_shape', 'Run', 'open_run', 'list_runs', 'leading_there', 'new_run_folder', 'check_new', 'versions',
+           'silent_for', 'alone', 'recording']
 
 # %% ../../nbs/training/40_runs.ipynb #be9f9d67
 def write_json(path: Path,        # made or replaced, and the folders above it made
@@ -92,6 +92,10 @@ class Run:
         "What was decided: `method`, its `config`, facts about `data`, `model` and `machine`; raises `UserError` when it is missing or damaged"
         return self._read('config.json')
     @property
+    def settings(self) -> dict:
+        "The method's settings, whose relative paths lead there from wherever we are"
+        return leading_there(self.config['config'], self)
+    @property
     def status(self) -> dict:
         "State, times and test accuracy; a run that says it is running, but whose process is gone, or on another machine silent for minutes, is 'stopped'"
         status = self._read('status.json')
@@ -152,6 +156,29 @@ def _started(run: Run) -> str:
     "When it was started; damaged runs come first"
     try: return run.status['started']
     except UserError: return ''
+
+# %% ../../nbs/training/40_runs.ipynb #75566b80
+PATHS = dict(dataset='(imagefolder:)(.+)', folder='()(.+)', lists='()(.+)', prepared='()(.+)', teacher='(timm:[^@]+@|(?!auto$|timm:))(.+)', plan='()(.+)')
+
+def leading_there(settings: dict,     # of `run`, or a part of them
+                  run: Run) -> dict:  # the same; paths that led elsewhere when the run was started are absolute
+    "Settings with paths that lead from here to where they led then"
+    start, found = run.config.get('started_in'), {}
+    for key, value in settings.items():
+        if isinstance(value, dict): value = leading_there(value, run)
+        elif key in PATHS and isinstance(value, str) and (parts := re.fullmatch(PATHS[key], value, re.DOTALL)):
+            here = _absolute(Path(parts[2]).expanduser())
+            there = _absolute(run.path.resolve()/start/Path(parts[2]).expanduser()) if isinstance(start, str) else here
+            if there != here and (there.exists() or not here.exists()): value = parts[1] + str(there)
+        found[key] = value
+    return found
+
+def _absolute(path: Path) -> Path: return Path(os.path.abspath(path))
+
+def _way_to(folder: Path, start: Path) -> str:
+    "A folder as seen from another one, or where there is no way (two disks of Windows) its name"
+    try: return os.path.relpath(folder.resolve(), start.resolve())
+    except ValueError: return str(folder)
 
 # %% ../../nbs/training/40_runs.ipynb #1f8daa2a
 def new_run_folder(out: str | Path | None,         # where the user wants it; None: the next free automatic name
@@ -230,7 +257,7 @@ def recording(run: Run,               # whose folder is there
         write_json(run.path/'status.json', status)
     try:
         write_json(run.path/'status.json', status)
-        if config: write_json(run.path/'config.json', config)       # last: where it is, there is a run
+        if config: write_json(run.path/'config.json', dict(config, started_in=_way_to(Path.cwd(), run.path)))       # last: where it is, there is a run
         yield status
         close('finished')
     except KeyboardInterrupt as e:

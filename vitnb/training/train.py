@@ -20,6 +20,7 @@ from ..data.sampling import epoch_indices, sampled_steps
 from ..data.sets import LongTailed, files_key, fingerprint, long_tailed
 from ..models.student import choose_attention, load_weights, read_weights, save_weights
 from .guards import Progress, Stop, check_loss, check_weights, stopping
+from .load import data_settings
 from .labels import LabelCache, changed_in_bf16, labels_key, precision_said
 from .loop import Learner, Place, TrainConfig, check_settings, choose_bf16, choose_device, describe, fit, predict, summary, update_after, with_short_warmup
 from .metrics import group_accuracy, per_cent
@@ -452,7 +453,8 @@ def _check_free(run: Run):
 def _resume(run: Run, kind: type[TrainConfig], data: LongTailed | None, quiet: bool) -> Run:
     "Put a training back to where it was, and go on"
     about, found = run.config, newest_state(run.path/'resume')
-    config = read_settings(about['config'], kind)
+    config = read_settings(run.settings, kind)
+    if data is None: data_settings(run)      # whether the pictures are there
     check_settings(config)
     before = _dict(about.get('machine'))
     same_threads(before)

@@ -20,7 +20,7 @@ from .state import State, Subject, for_people, make_state
 from .view import Chart, View, bind, enlarged, grid, menu, png
 
 # %% auto #0
-__all__ = ['DISAGREEMENTS', 'winning_shares', 'mix_accuracy', 'group_confusion', 'confusion_figure', 'class_bars', 'teacher_path',
+__all__ = ['DISAGREEMENTS', 'winning_shares', 'mix_accuracy', 'group_confusion', 'confusion_figure', 'class_bars',
            'saved_teacher', 'ask_teacher', 'teacher_table', 'rows_html', 'disputed', 'ExpertView', 'draw_experts',
            'set_mix', 'move_dial', 'draw_disputes', 'show_teacher', 'asked']
 
@@ -124,24 +124,15 @@ def class_bars(experts: Experts,                 # as from `load_experts`
     return figure
 
 # %% ../../nbs/widgets/34_expert_view.ipynb #7c972cb2
-def teacher_path(run: Run) -> Path:
-    "The file or folder of a run's teacher; raises `UserError` when it has none or it is gone"
-    from vitnb.models.any_teacher import packaged_teachers
-    name = run.config['config'].get('teacher')
-    if not name: raise UserError(f'{run.path.name} was trained without a teacher')
-    if name == 'auto': places = packaged_teachers(run.config['data']['fingerprint'])
-    else: places = [p for p in (Path(name).expanduser(), run.path/name, run.path.parent/Path(name).name) if p.exists()]
-    if not places: raise UserError(f'the teacher of {run.path.name}, {name}, is not there any more')
-    return places[0]
-
 def saved_teacher(run: Run,
                   labels: np.ndarray,       # (N,) true classes of the test images
                  ) -> np.ndarray | None:    # (N, C) logits; None when they are not there
     "The answers of a run's teacher to the same test images, if its folder has them; raises `UserError` when there is no teacher"
-    path = teacher_path(run)
-    try: saved = Run(path).predictions if path.is_dir() else {}
+    from vitnb.training.load import teacher_place
+    path = Path(teacher_place(run)).expanduser()
+    try: saved, names = (Run(path).predictions, Run(path).config['data']['class_names']) if path.is_dir() else ({}, None)
     except UserError: return None
-    return saved['out'] if 'out' in saved and np.array_equal(saved.get('labels'), labels) else None
+    return saved['out'] if 'out' in saved and names == run.config['data']['class_names'] and np.array_equal(saved.get('labels'), labels) else None
 
 def ask_teacher(subject: Subject,
                 images: Sequence[int],                              # numbers of test images
@@ -149,13 +140,10 @@ def ask_teacher(subject: Subject,
                ) -> np.ndarray:                                     # (n, C) logits
     "Let a run's teacher name test images, as training does, but clean; raises `UserError` when it is gone or knows other classes"
     import torch
-    from vitnb.models.any_teacher import any_teacher
-    data = subject.run.config['data']
-    network, facts = any_teacher(str(teacher_path(subject.run)), student_mean_std=(data['mean'], data['std']))
-    if facts['num_classes'] != len(data['class_names']): raise UserError(f'the teacher is for {facts["num_classes"]} classes, the run has {len(data["class_names"])}')
-    parts = []
+    from vitnb.training.load import teacher_of
+    (teacher, _), parts = teacher_of(subject.run), []
     for some in np.array_split(np.asarray(images), max(1, len(images) // 100)):
-        with torch.no_grad(): parts.append(network(subject.view(subject.test.images[some])).float().numpy())
+        with torch.no_grad(): parts.append(teacher(subject.view(subject.test.images[some])).float().numpy())
         said(sum(map(len, parts)))
     return np.concatenate(parts)
 
