@@ -18,7 +18,7 @@ def frontier_plot(dial: Curve,                   # from `mixing_frontier`
                   other: Curve | None = None,    # a second one, such as a mix of probabilities
                   names: tuple[str, str] = ('mix of logits', 'mix of probabilities'),    # of the two, for the legend, which is there when both are
                  ) -> Picture:
-    "Head against tail accuracy for every share of CLS, with both ends and the equal mix marked"
+    "Head against tail accuracy for every share of CLS, with both ends and the equal mix marked; an axis spans two points at least"
     figure, ax = new_figure(3.6, 3.0)
     paths = [(dial, COLOURS['avg'], 1.6, names[0])] + ([(other, COLOURS['other'], 1.1, names[1])] if other else [])
     for curve, colour, width, name in paths[::-1]:
@@ -30,6 +30,9 @@ def frontier_plot(dial: Curve,                   # from `mixing_frontier`
         ax.plot(head[i], tail[i], 'o', ms=7, color=COLOURS[key], mec=CARD, mew=1, zorder=3)
         ax.annotate(text, (head[i], tail[i]), xytext=at, textcoords='offset points', ha='left' if at[0] > 0 else 'right', va='bottom' if at[1] > 0 else 'top', fontsize=SIZE, color=COLOURS[key])
     ax.margins(.12)
+    for get, put in ((ax.get_xlim, ax.set_xlim), (ax.get_ylim, ax.set_ylim)):
+        low, high = get()
+        if high - low < 2: put(low := max(-.2, (low + high) / 2 - 1), low + 2)       # hardly any difference is no slope, and an accuracy of 0 lies at the bottom
     ax.set_xlabel('head accuracy, %', fontsize=SIZE, color=COLOURS['soft'])
     ax.set_ylabel('tail accuracy, %', fontsize=SIZE, color=COLOURS['soft'])
     if other: ax.legend(frameon=False, fontsize=SIZE, loc='lower left', labelcolor='linecolor', handlelength=1.2)
