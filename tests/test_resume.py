@@ -14,6 +14,7 @@ from vitnb.models.student import read_weights, save_weights
 from vitnb.training.runs import Run, open_run
 from vitnb.training.states import read_state, saved_states
 from vitnb.training.train import train
+from vitnb.widgets.report import write_report
 from test_bad_input import pictures
 
 FEW = DataConfig(n_max=60, rho=10)
@@ -375,3 +376,26 @@ def test_from_another_folder(here, monkeypatch, capsys):
     assert main(['analyse', str(moved/'runs'/'stopped'), '--only', 'rank', 'teacher']) == 2
     said = capsys.readouterr().err
     assert all(word in said for word in (str(moved/'pets'), 'config.json', 'imagefolder:PATH')), said
+
+
+def test_settings_changed_while_stopped_are_said(here, data, monkeypatch, capsys):
+    "Also after another stop, at the end, and in the report"
+    config = ViT(**SMALL)
+    run = stopped_after(2, monkeypatch, config, here/'run', data)
+    content = json.loads((run.path/'config.json').read_text())
+    content['config'] |= dict(lr=.125)
+    (run.path/'config.json').write_text(json.dumps(content))
+    import vitnb.training.train as module
+    keep, count = module.keep_state, []
+    def once(t):
+        keep(t)
+        count.append(1)
+        if len(count) == 2: raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, 'keep_state', once)
+        resume(run.path, data)
+    said = f'lr was {config.lr}, is 0.125'
+    assert f'({said})' in capsys.readouterr().out
+    resume(run.path, data)
+    assert f'({said})' in capsys.readouterr().out and run.status['changed'] == [said]
+    assert f'this command makes another run: {said}' in write_report(run).read_text()

@@ -4,8 +4,8 @@
 
 # %% ../../nbs/training/55_train.ipynb #a26b6366
 from __future__ import annotations
-import contextlib, dataclasses, importlib.util, math, os, platform, shutil, time, types, typing
-from dataclasses import asdict, dataclass, replace
+import contextlib, dataclasses, importlib.util, json, math, os, platform, shutil, time, types, typing
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -25,15 +25,15 @@ from .labels import LabelCache, changed_in_bf16, labels_key, precision_said
 from .loop import Learner, Place, TrainConfig, check_settings, choose_bf16, choose_device, describe, fit, predict, summary, update_after, with_short_warmup
 from .metrics import group_accuracy, per_cent
 from .processes import from_first, gathered, is_first, is_sharded, own_share, rank_and_size, shard, share_layers, total, whole
-from .runs import SILENT, Run, alone, append_line, check_new, new_run_folder, open_run, read_lines, recording, silent_for, versions, write_lines
+from .runs import PATHS, SILENT, Run, alone, append_line, check_new, new_run_folder, open_run, read_lines, recording, silent_for, versions, write_lines
 from .schedule import make_optimiser
 from .states import checksum, load_optimiser, newest_state, optimiser_tensors, save_state
 
 # %% auto #0
-__all__ = ['read_settings', 'Training', 'batches_of', 'label_cache', 'choose_teacher', 'this_machine', 'machine_notes',
-           'keep_state', 'load_state', 'forget_after', 'Board', 'after_step', 'after_epoch', 'look', 'flat_numbers',
-           'make_trackers', 'train', 'processes_on', 'prepare', 'missing_for_compile', 'go_on', 'go_on_with',
-           'same_threads', 'as_it_began', 'test_run']
+__all__ = ['UNCHANGED', 'read_settings', 'Training', 'batches_of', 'label_cache', 'choose_teacher', 'this_machine',
+           'machine_notes', 'keep_state', 'load_state', 'changed_settings', 'forget_after', 'Board', 'after_step',
+           'after_epoch', 'look', 'flat_numbers', 'make_trackers', 'train', 'processes_on', 'prepare',
+           'missing_for_compile', 'go_on', 'go_on_with', 'same_threads', 'as_it_began', 'test_run']
 
 # %% ../../nbs/training/55_train.ipynb #842996c8
 def read_settings(content: dict,     # setting → value, those of inner dataclasses as dictionaries; what is not there keeps its default
@@ -78,6 +78,8 @@ class Training:
     best: float = -1.              # validation accuracy of the best epoch so far
     best_sum: str = ''             # checksum of its weights
     first_loss: float | None = None  # mean of the first epoch, once that is over
+    settings: dict = field(default_factory=dict)     # as `config.json` has them
+    changed: list[str] = field(default_factory=list) # which of them were others when the training began, in words
     saved: float = 0.              # when the last state was written, on the monotonic clock, in seconds
     saving: float = 0.             # seconds that writing it took
 
@@ -170,7 +172,7 @@ def keep_state(t: Training):
     if t.average is not None: tensors |= {f'average.{k}': v for k, v in t.average.module.state_dict().items()}
     tensors = whole(tensors) | {f'sums.{k}': total(v) / rank_and_size()[1] for k, v in t.place.sums.items()}      # each process goes on from their mean
     if t.first:
-        about = dict(epoch=t.place.epoch, step=t.place.step, seconds=t.place.seconds, best=t.best, best_sum=t.best_sum, steps=t.steps)
+        about = dict(epoch=t.place.epoch, step=t.place.step, seconds=t.place.seconds, best=t.best, best_sum=t.best_sum, steps=t.steps, settings=t.settings, changed=t.changed)
         save_state(t.run.path/'resume', t.place.epoch * t.steps + t.place.step, tensors, about)
     t.saved = time.monotonic()
     t.saving = t.saved - start
@@ -187,6 +189,18 @@ def load_state(t: Training,
     device = next(t.model.parameters()).device
     t.place = Place(about['epoch'], about['step'], {k: v.to(device) for k, v in part('sums').items()}, about['seconds'])
     t.best, t.best_sum = about['best'], about.get('best_sum', '')
+    t.changed = [*about.get('changed', []), *changed_settings(about.get('settings', t.settings), t.settings)]
+
+UNCHANGED = {*PATHS, 'device', 'track', 'save_every', 'keep_labels', 'pixels', 'skip_unreadable'}     # settings that decide where things are, not what is learned
+
+def changed_settings(before: dict, now: dict, name: str = '') -> list[str]:      # `name`: where in the settings, such as 'data.'
+    "Which settings have been changed between two readings of a `config.json`, in words"
+    before, now = (json.loads(json.dumps(content)) for content in (before, now))      # tuples become lists
+    words = []
+    for key in now.keys() - UNCHANGED:
+        if isinstance(now[key], dict) and isinstance(before.get(key), dict): words += changed_settings(before[key], now[key], f'{name}{key}.')
+        elif key in before and before[key] != now[key]: words.append(f'{name}{key} was {before[key]}, is {now[key]}')
+    return sorted(words)
 
 # %% ../../nbs/training/55_train.ipynb #cd035329
 def forget_after(run: Run,
@@ -333,6 +347,7 @@ def train(config: TrainConfig,                  # the settings of a method
     t, machine, notes = prepare(config, data)
     t.run = Run(Path(from_first(str(new_run_folder(out, f'{method}-{config.data.dataset.split(":")[0]}')) if t.first else None)))
     about = dict(method=method, config=asdict(config), data=describe(t.data), model=t.learner.about, machine=machine)
+    t.settings = about['config']
     with alone(t.run) if t.first else contextlib.nullcontext(): go_on(t, about, [f'{method} → {t.run.path}', summary(t.data, config), *notes], quiet)
     return t.run
 
@@ -420,6 +435,7 @@ def go_on(t: Training,
             t.batches.stop()
             for tracker in trackers: tracker.finish()
         status['test'] = test_run(t.learner, t.accelerator, t.data, t.run, t.bf16, t.average)
+        if t.changed: status['changed'] = t.changed
         if t.labels: status['labels'] = dict(read=t.labels.used, computed=t.labels.made)
     if t.first: _tidy(t.run)
 
@@ -459,7 +475,7 @@ def _resume(run: Run, kind: type[TrainConfig], data: LongTailed | None, quiet: b
     before = _dict(about.get('machine'))
     same_threads(before)
     t, machine, notes = prepare(as_it_began(config, before), data)
-    t.run = run
+    t.run, t.settings = run, about['config']
     _same_sources(t, about)
     if found: load_state(t, *found[:2])
     if t.first: forget_after(run, t.place.epoch)
@@ -467,6 +483,7 @@ def _resume(run: Run, kind: type[TrainConfig], data: LongTailed | None, quiet: b
     lost, notes_too = from_first(_lost(t) if t.first else None)
     if lost: t.best = -1.
     if about['data'].get('files') not in (None, files_key(t.data.train)): notes_too = [*notes_too, 'note: the picture files have been moved or written since the run began; their names, sizes and labels are the same, and if their pixels are not, train anew']
+    if t.changed: notes_too = [*notes_too, f'note: the settings in config.json are not those that the run began with ({"; ".join(t.changed)}): from here on they hold, so no single command makes this run again']
     wrong = [f'note: {w}; the one before is used' for w in (found[2] if found else [])] + notes_too
     epoch = min(t.place.epoch + 1, config.epochs)
     start = f'{run.path} goes on ' + (f'at the end of epoch {epoch}' if t.place.step == t.steps else f'in epoch {epoch}, step {t.place.step + 1} of {t.steps}')

@@ -215,6 +215,7 @@ def settings_section(run: Run,
     rows = ''.join(f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape("default" if v is None else str(v))}</td></tr>' for k, v in facts.items())
     page = shlex.join(['vitnb', 'report', str(run.path), *(['--against', *(str(r.path) for r in against)] if against else [])])
     made = f'<p class="note">The run:</p><pre>{html.escape(again)}</pre>' if (again := command(run)) else '<p class="note">This run was imported: it was trained elsewhere, and only tested here.</p>'
+    if changed := status.get('changed'): made += f'<p class="warning">Its settings were changed while it was stopped, so this command makes another run: {html.escape("; ".join(map(str, changed)))}.</p>'
     return (f'<h2>Make it again</h2>{made}<p class="note">This page:</p><pre>{html.escape(page)}</pre>'
             f'<details><summary>Settings, versions and machine</summary><table class="settings"><tbody>{rows}</tbody></table></details>')
 
