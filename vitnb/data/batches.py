@@ -21,9 +21,9 @@ from .randaugment import rand_augment
 from .sets import ImageSet, LongTailed
 
 # %% auto #0
-__all__ = ['AugmentConfig', 'epoch_steps', 'batch_indices', 'epoch_order', 'pad_crop', 'resized_crop', 'rectangles',
-           'erase_rectangles', 'cut_out', 'normalise', 'clean_view', 'augment', 'numpy_seed', 'mix', 'own_rows',
-           'Batch', 'image_device', 'make_batch', 'resident', 'Streamed', 'streamed']
+__all__ = ['TRIES', 'AugmentConfig', 'epoch_steps', 'batch_indices', 'epoch_order', 'pad_crop', 'crop_boxes', 'resized_crop',
+           'rectangles', 'erase_rectangles', 'cut_out', 'normalise', 'clean_view', 'augment', 'numpy_seed', 'mix',
+           'own_rows', 'Batch', 'image_device', 'make_batch', 'resident', 'Streamed', 'streamed']
 
 # %% ../../nbs/data/20_batches.ipynb #e920a64d
 @dataclass(frozen=True)
@@ -115,6 +115,25 @@ def pad_crop(images: torch.Tensor,    # (B, channels, H, W)
     channel = torch.arange(C, device=images.device).view(1, C, 1, 1)
     return F.pad(images, (pad,) * 4)[which, channel, rows, columns]
 
+# %% ../../nbs/data/20_batches.ipynb #6aa45581
+TRIES = 10      # of torchvision and timm to draw a crop that fits
+
+def crop_boxes(num: int,            # of images
+               H: int,              # height of the images in pixels
+               W: int,              # width of the images in pixels
+               min_area: float,     # share of the image, above 0 and up to 1
+               random: Draws,       # a fresh one of the same name gives the same result
+              ) -> torch.Tensor:    # (4, num) first row, first column, height and width, in whole pixels
+    "Random crops of 3:4 to 4:3, as torchvision's `RandomResizedCrop` draws them"
+    drawn = random.rand(2 * TRIES + 2, num)
+    area, ratio = H * W * (min_area + (1 - min_area) * drawn[:TRIES]), torch.exp((2 * drawn[TRIES:-2] - 1) * math.log(4 / 3))
+    whole = torch.tensor([min(W, round(H * 4 / 3)), min(H, round(W * 4 / 3))]).view(2, 1, 1).expand(2, 1, num)      # where nothing fits
+    width, height = torch.cat([torch.stack([(area * ratio).sqrt().round(), (area / ratio).sqrt().round()]), whole], 1)
+    fits = (width >= 1) & (width <= W) & (height >= 1) & (height <= H)
+    first = (~fits).int().cumprod(0).sum(0)[None]       # how many do not fit before one that does
+    width, height = width.gather(0, first)[0], height.gather(0, first)[0]
+    return torch.stack([(drawn[-2] * (H - height + 1)).floor(), (drawn[-1] * (W - width + 1)).floor(), height, width])
+
 # %% ../../nbs/data/20_batches.ipynb #01afd0a9
 def resized_crop(images: torch.Tensor,        # (B, channels, H, W) float
                  min_area: float,             # share of the image, above 0 and up to 1
@@ -122,14 +141,10 @@ def resized_crop(images: torch.Tensor,        # (B, channels, H, W) float
                  size: int | None = None,     # side in pixels; None: as before
                 ) -> torch.Tensor:            # (B, channels, size, size)
     "A random area (from `min_area` to all) and aspect ratio (3/4 to 4/3) of each image, at one size"
-    B, shape = len(images), list(images.shape[:2]) + [size or images.shape[2], size or images.shape[3]]
-    area, ratio, x, y = to_device(random.rand(4, B), images.device)
-    area, ratio = min_area + (1 - min_area) * area, torch.exp((2 * ratio - 1) * np.log(4 / 3))
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    x, y = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
-    theta = torch.zeros(B, 2, 3, device=images.device)
-    theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1], theta[:, 1, 2] = width, x, height, y
-    grid = F.affine_grid(theta, shape, align_corners=False)
+    (B, C, H, W), theta = images.shape, torch.zeros(len(images), 2, 3)
+    top, left, height, width = crop_boxes(B, H, W, min_area, random)
+    theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1], theta[:, 1, 2] = width / W, (2 * left + width) / W - 1, height / H, (2 * top + height) / H - 1
+    grid = F.affine_grid(to_device(theta, images.device), [B, C, size or H, size or W], align_corners=False)
     return F.grid_sample(images, grid, mode='bicubic', padding_mode='reflection', align_corners=False)
 
 # %% ../../nbs/data/20_batches.ipynb #fd56cd99
@@ -208,7 +223,7 @@ def augment(images: torch.Tensor,       # (B, channels, H, W) uint8
     if size and size != images.shape[-1] and config.crop != 'resized':
         raise UserError(f'images of {images.shape[-1]} px are to become {size} px: use --crop resized')
     if config.crop == 'pad' and config.pad: images = pad_crop(images, config.pad, random)
-    if config.crop == 'resized': images = resized_crop(images.float(), config.min_area, random, size).clamp(0, 255)
+    if config.crop == 'resized': images = resized_crop(images.float(), config.min_area, random, size).round().clamp(0, 255)
     if config.flip:
         mirrored = to_device(random.rand(len(images)) < .5, images.device)
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)

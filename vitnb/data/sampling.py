@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import numpy as np, torch
 from ..core import UserError, choose, generator
-from .batches import batch_indices, epoch_steps
+from .batches import batch_indices, epoch_order, epoch_steps
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'POWERS', 'REPEAT_BLOCK', 'class_shares', 'sampled_indices', 'deferred_sampler', 'official_repeats',
@@ -94,6 +94,7 @@ def epoch_indices(num_images: int,              # in the training set
                   labels=None,                  # (N,) for the samplers that draw by class
                   counts=None,                  # (C,) default: counted from the labels
                   progress: float = 0.,         # share of the training that is done, from 0 to 1; for 'progressive'
+                  repeat_stride: int = 1,       # batches to which the views of an image are dealt in turn; 1: they lie side by side in one
                  ) -> torch.Tensor:             # (batch_size,) int64
     "The images of one batch: always the same for the same arguments"
     steps = sampled_steps(num_images, batch_size, repeats)
@@ -104,5 +105,7 @@ def epoch_indices(num_images: int,              # in the training set
         counts = torch.bincount(torch.as_tensor(labels)) if counts is None else counts
         return sampled_indices(labels, counts, sampler, batch_size, seed, epoch, step, progress)
     if repeats == 1: return batch_indices(num_images, batch_size, seed, epoch, step)
-    order = batch_indices(num_images, num_images, seed, epoch, 0)
-    return order[torch.arange(step * batch_size, (step + 1) * batch_size) // repeats]
+    lane = step % repeat_stride
+    lanes = min(repeat_stride, steps - step + lane)      # at the end of an epoch there may be fewer batches to deal to
+    drawn = (step - lane) * batch_size + lane + lanes * torch.arange(batch_size)
+    return epoch_order(num_images, seed, epoch)[drawn // repeats]

@@ -16,10 +16,10 @@ from .longtail import ORDERS, Groups, class_counts, class_order, longtail_indice
 from .pixels import WAYS, Choice, Pixels, key_of, open_pixels, remembered, stamped
 
 # %% auto #0
-__all__ = ['FASHION_CLASSES', 'EMBEDDED_PER_CLASS', 'PICTURES', 'PARTS', 'NAMES', 'IMAGENET', 'TEST_SHARE', 'TEST_SEED',
-           'ImageSet', 'files_of', 'fingerprint', 'files_key', 'embedded_part', 'read_arrays', 'fashion_mnist_full',
-           'fashion_mnist', 'folders_in', 'files_in', 'part_folders', 'image_folder', 'load_images', 'DataConfig',
-           'stratified', 'LongTailed', 'check_data', 'long_tailed', 'channel_statistics']
+__all__ = ['FASHION_CLASSES', 'EMBEDDED_PER_CLASS', 'PICTURES', 'PARTS', 'NAMES', 'IMAGENET', 'STATISTICS', 'TEST_SHARE',
+           'TEST_SEED', 'ImageSet', 'files_of', 'fingerprint', 'files_key', 'embedded_part', 'read_arrays',
+           'fashion_mnist_full', 'fashion_mnist', 'folders_in', 'files_in', 'part_folders', 'image_folder',
+           'load_images', 'DataConfig', 'stratified', 'LongTailed', 'check_data', 'long_tailed', 'channel_statistics']
 
 # %% ../../nbs/data/10_sets.ipynb #a3755173
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class DataConfig:
     eval_crop: float = 1.
     "share of the side that is kept in evaluation, from the middle (0.875: of 256 px, 224)"
     statistics: str = 'auto'
-    "mean and standard deviation by which pixels are normalised: of the training images (dataset), or of imagenet; auto: imagenet for imagenet-lt and inaturalist18, dataset otherwise"
+    "mean and standard deviation by which pixels are normalised: of the training images (dataset), or as the authors of published networks do it: imagenet, cifar or inaturalist; auto: imagenet for imagenet-lt and inaturalist18, dataset otherwise"
     LIMITS: ClassVar = dict(n_max=(1, math.inf), order_seed=(0, 2**32 - 1), subset_seed=(0, 2**32 - 2), val_fraction=(0, .5), image_folder_size=(8, 4096), img_size=(8, 4096), eval_crop=(.1, 1))
 
 # %% ../../nbs/data/10_sets.ipynb #acbf3d01
@@ -326,13 +326,13 @@ class LongTailed:
         "What a checkpoint says about the images it was trained on"
         return dict(fingerprint=fingerprint(self.train), mean=self.mean, std=self.std, class_names=self.train.class_names)
 
-# %% ../../nbs/data/10_sets.ipynb #d114dbe9
+# %% ../../nbs/data/10_sets.ipynb #ba0f0df6
 def check_data(config: DataConfig) -> float | None:      # ρ; None: the classes stay as they are
     "The ρ that is in force; raises a `UserError` for settings that would not do, before anything is loaded"
     check_limits(config)
     check_text('data set', config.dataset)
     rho = config.rho if config.rho is not None or config.dataset.startswith('imagefolder:') or config.dataset in LIST_SETS else 100.
-    choose('statistics', config.statistics, ('auto', 'dataset', 'imagenet'))
+    choose('statistics', config.statistics, ('auto', 'dataset', *STATISTICS))
     choose('class order', config.order or 'label', ORDERS)
     choose('way to keep pixels', config.pixels, WAYS)
     class_counts(2, 10**6, 1. if rho is None else rho, config.profile)
@@ -340,6 +340,7 @@ def check_data(config: DataConfig) -> float | None:      # ρ; None: the classes
     if rho is None and useless: raise UserError(f'{" and ".join(useless)}: this says how a long tail is cut, and without rho none is cut from {config.dataset}; give rho, or leave it out')
     return rho
 
+# %% ../../nbs/data/10_sets.ipynb #d114dbe9
 def long_tailed(config: DataConfig = DataConfig(),
                 download: bool = True,     # what is not there yet; False: decode no picture files either, their statistics are then ImageNet's
                ) -> LongTailed:
@@ -351,12 +352,16 @@ def long_tailed(config: DataConfig = DataConfig(),
     train, val = (full, val) if val is not None else _set_aside(full, config.val_fraction, config.subset_seed)
     if rho is not None or config.n_max is not None: train = train.subset(_tail_indices(train, rho, config))
     channels, side = train.images.shape[1], train.images.shape[-1]
-    imagenet = config.statistics == 'imagenet' or (config.statistics == 'auto' and config.dataset in LIST_SETS)
-    if imagenet or not (download or isinstance(train.images, torch.Tensor)): mean, std = IMAGENET if channels == 3 else [(sum(v) / 3,) for v in IMAGENET]
-    else: mean, std = _statistics(train)
+    known = config.statistics if config.statistics != 'auto' else 'imagenet' if config.dataset in LIST_SETS else 'dataset'
+    if known == 'dataset' and not (download or isinstance(train.images, torch.Tensor)): known = 'imagenet'
+    if known == 'dataset': mean, std = _statistics(train)
+    else: mean, std = STATISTICS[known] if channels == 3 else [(sum(v) / 3,) for v in STATISTICS[known]]
     return LongTailed(train, val, test, size_groups(train.counts, config.groups), mean, std, config.img_size or side, config.eval_crop)
 
 IMAGENET = ((.485, .456, .406), (.229, .224, .225))
+STATISTICS = dict(imagenet=IMAGENET,
+                  cifar=((.4914, .4822, .4465), (.2023, .1994, .2010)),      # of LDAM's and PaCo's code, for both CIFARs; the deviation of their pixels is a quarter larger
+                  inaturalist=((.466, .471, .380), (.195, .194, .192)))      # likewise, of 2018
 
 TEST_SHARE, TEST_SEED = .2, 2024     # of a folder without a test part
 

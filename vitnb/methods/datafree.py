@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from ..core import UserError, check_limits, choose, generator, seed_of, whole_file
-from ..data.sets import IMAGENET, ImageSet
+from ..data.sets import STATISTICS, ImageSet
 from ..models.any_teacher import AdaptedTeacher, Source, one_answer, teacher_source
 from ..models.teacher import CosineHead
 from ..training.loop import choose_device
@@ -395,9 +395,9 @@ def training_settings(source: Source,     # the teacher, with the size and the n
                      ) -> dict:           # a setting's name → its value
     "With what settings a student is trained on the pictures so that the teacher sees them as it made them"
     seen = dict(teacher_size=size) if source.size not in (None, size) else {}
-    own, used, imagenet = (pair and tuple(map(tuple, pair)) for pair in (source.mean_std, mean_std, IMAGENET))
+    own, used = (pair and tuple(map(tuple, pair)) for pair in (source.mean_std, mean_std))
     if own == used: seen['teacher_normalisation'] = 'own'
-    elif used == imagenet: seen['statistics'] = 'imagenet'      # the student's, and so the teacher's
+    else: seen |= {'statistics': name for name, pair in STATISTICS.items() if used == pair}      # the student's, and so the teacher's
     return dict(image_folder_size=size, **seen)
 
 def competitor(student: Source, teacher: Source) -> AdaptedTeacher:

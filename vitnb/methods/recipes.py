@@ -17,8 +17,8 @@ from .vit import ViT
 from ..training.loop import TrainConfig
 
 # %% auto #0
-__all__ = ['STRONG', 'WEAK', 'paper_data', 'paper_student', 'students', 'full_student', 'teachers', 'in_distribution',
-           'contrastive_teachers', 'recipes', 'recipe']
+__all__ = ['STRONG', 'WEAK', 'paper_data', 'paper_student', 'students', 'full_student', 'teacher_data', 'teachers',
+           'in_distribution', 'contrastive_teachers', 'recipes', 'recipe']
 
 # %% ../../nbs/methods/90_recipes.ipynb #e8402d1d
 STRONG = AugmentConfig(crop='resized', rand_augment=True, rand_reading='bicubic')
@@ -36,9 +36,9 @@ def paper_student(kind: type,           # ViT, DeiT, DeiTLT, DearKD or DearKDLT
                   lr: float,            # after the warm-up; not scaled by the batch
                   **changes,            # other fields of `kind`
                  ) -> TrainConfig:
-    "Settings that all students of the paper share, for one GPU"
+    "Settings of the paper's DeiT-LT student on one GPU, and of the students that are compared with it"
     if kind is not ViT and data.dataset.startswith('cifar'): changes['teacher_size'] = 32     # without smoothing
-    return kind(data=data, augment=STRONG, student='base', epochs=epochs, batch_size=128, accumulate=effective // 128, repeats=3, lr=lr,
+    return kind(data=data, augment=STRONG, student='base', epochs=epochs, batch_size=128, accumulate=effective // 128, repeats=3, repeat_stride=effective // 512, lr=lr,
                 min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=5, weight_decay=.05, drop_path=.1, **changes)
 
 # %% ../../nbs/methods/90_recipes.ipynb #32802510
@@ -60,11 +60,17 @@ def full_student(kind: type,      # ViT, DeiT, DeiTLT, DearKD or DearKDLT
 # %% ../../nbs/methods/90_recipes.ipynb #70bcde14
 WEAK = AugmentConfig(pad=4, erase=0, mixup=0, cutmix=0, smoothing=0)
 
+def teacher_data(dataset: str,      # as for `paper_data`
+                ) -> DataConfig:
+    "Images as DeiT-LT's teachers were trained on them: CIFAR at its own 32 px, normalised by the numbers in the authors' code"
+    if dataset.startswith('cifar'): return DataConfig(dataset=dataset, order='label', val_fraction=0, statistics='cifar')
+    return replace(paper_data(dataset), statistics='inaturalist' if dataset == 'inaturalist18' else 'imagenet')
+
 def teachers() -> dict[str, TrainConfig]:
     "Recipes of the LDAM + DRW + SAM teacher"
-    cifar = lambda name: Teacher(data=DataConfig(dataset=name, order='label', val_fraction=0), augment=WEAK, depth=32, epochs=200, batch_size=128, lr=.1, schedule='steps',
+    cifar = lambda name: Teacher(data=teacher_data(name), augment=WEAK, depth=32, epochs=200, batch_size=128, lr=.1, schedule='steps',
                                  step_factor=.01, weight_decay=2e-4, sam_rho=.8, drw_start=.8, unit_head=True)
-    large = lambda name, lr, decay: Teacher(data=paper_data(name), augment=replace(WEAK, crop='resized', jitter=.4), network='resnet50', epochs=90, batch_size=256, lr=lr,
+    large = lambda name, lr, decay: Teacher(data=teacher_data(name), augment=replace(WEAK, crop='resized', jitter=.4), network='resnet50', epochs=90, batch_size=256, lr=lr,
                                             warmup_epochs=0, weight_decay=decay, max_margin=.3, sam_rho=.05, sam_steps=(5 / 90, .1, 60 / 90, .5), drw_start=60 / 90, unit_head=True)
     flat = {'fashion-mnist-lt': Teacher(), 'fashion-mnist-lt-full': Teacher(data=DataConfig(dataset='fashion-mnist-full'), depth=32, epochs=200, unit_head=True),
             'cifar10-lt': cifar('cifar10'), 'cifar100-lt': cifar('cifar100'),
@@ -78,9 +84,9 @@ def in_distribution(teacher: Teacher) -> Teacher:
 
 def contrastive_teachers() -> dict[str, TrainConfig]:
     "Recipes of the PaCo + SAM teacher"
-    cifar = lambda name: PaCo(data=DataConfig(dataset=name, order='label', val_fraction=0), augment=replace(WEAK, auto_augment=True, cutout=16), second_view='simclr-cifar', depth=32, epochs=400, lr=.05,
+    cifar = lambda name: PaCo(data=teacher_data(name), augment=replace(WEAK, auto_augment=True, cutout=16), second_view='simclr-cifar', depth=32, epochs=400, lr=.05,
                               schedule='steps', step_factor=.1, warmup_epochs=10, sam_rho=.1)
-    large = lambda name, decay: PaCo(data=paper_data(name), augment=replace(WEAK, crop='resized', jitter=.4, rand_augment=True, rand_level=10., rand_increasing=False),
+    large = lambda name, decay: PaCo(data=teacher_data(name), augment=replace(WEAK, crop='resized', jitter=.4, rand_augment=True, rand_level=10., rand_increasing=False),
                                      second_view='simclr', network='resnet50', epochs=400, lr=.02, warmup_epochs=10, weight_decay=decay, alpha=.05, temperature=.2, queue=8192, dim=128, sam_rho=.05)
     return {'fashion-mnist-lt': PaCo(), 'fashion-mnist-lt-full': PaCo(data=DataConfig(dataset='fashion-mnist-full'), depth=32, epochs=200),
             'cifar10-lt': cifar('cifar10'), 'cifar100-lt': cifar('cifar100'),

@@ -75,6 +75,8 @@ class TrainConfig(Optimisation):
     "which images an epoch draws: instance (each once), class (each class as often), square-root, or progressive"
     repeats: int = 1
     "views of an image in an epoch, which then holds that fraction of the images (DeiT's repeated augmentation: 3)"
+    repeat_stride: int = 1
+    "batches to which the views of an image are dealt in turn, as DeiT's sampler deals them to as many GPUs; 1: they lie side by side in one"
     seed: int = 0
     "of the weights, the order of images, and every augmentation"
     precision: str = 'auto'
@@ -91,7 +93,7 @@ class TrainConfig(Optimisation):
     "divide the weights and what the optimiser gathers among the processes (FSDP), for a network that one cannot hold"
     track: str = 'none'
     "send the curves to tensorboard, wandb, or all that are installed"
-    LIMITS: ClassVar = dict(epochs=(1, math.inf), batch_size=(2, math.inf), repeats=(1, 100), accumulate=(1, math.inf), save_every=(0, math.inf), seed=(0, 2**32 - 1))
+    LIMITS: ClassVar = dict(epochs=(1, math.inf), batch_size=(2, math.inf), repeats=(1, 100), repeat_stride=(1, 1024), accumulate=(1, math.inf), save_every=(0, math.inf), seed=(0, 2**32 - 1))
 
     def learner(self, data: LongTailed,
                 device: torch.device,     # where the networks are to be

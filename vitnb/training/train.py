@@ -101,7 +101,7 @@ def batches_of(config: TrainConfig, learner: Learner, data: LongTailed,
     rows, steps = own_rows(config.batch_size, *rank_and_size()), sampled_steps(len(data.train), config.batch_size, config.repeats)
     def which(epoch: int, step: int) -> Tensor:
         return epoch_indices(len(data.train), config.batch_size, config.seed, epoch, step, config.repeats, learner.sampler(epoch) or config.sampler,
-                             data.train.labels, data.train.counts, epoch / config.epochs)
+                             data.train.labels, data.train.counts, epoch / config.epochs, config.repeat_stride)
     here = streamed(resident(data, device), device)
     source = here.train.images
     def images(epoch: int, step: int, mixing: bool) -> Batch:
@@ -127,7 +127,7 @@ def label_cache(config: TrainConfig, learner: Learner, data: LongTailed,
     "The teacher's labels on the disk, where the method keeps them"
     if learner.label is None or learner.label_key is None: return None
     key = labels_key(**learner.label_key, bf16=machine.get('teacher') == 'bf16', images=fingerprint(data.train), files=files_key(data.train), mean=data.mean, std=data.std, img_size=data.img_size, eval_crop=data.eval_crop,
-                     augment=asdict(config.augment), batch_size=config.batch_size, repeats=config.repeats, seed=config.seed, needs=learner.needs,
+                     augment=asdict(config.augment), batch_size=config.batch_size, repeats=config.repeats, repeat_stride=config.repeat_stride, seed=config.seed, needs=learner.needs,
                      machine={k: machine[k] for k in ('device', 'precision', 'threads', 'cpu', 'processes', 'torch')}, process=rank_and_size()[0])
     return LabelCache(learner.label, cache_folder()/'labels'/key, steps, data.num_classes)
 
