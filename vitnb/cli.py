@@ -142,9 +142,12 @@ def runs_command(folder: Path = Path('runs')):
 # %% ../nbs/90_cli.ipynb #6372e68a
 def _run_row(run) -> tuple[str, ...]:
     "One run as words for the table"
+    try: return _row_of(run, run.config, run.status, len(run.metrics))
+    except (UserError, TypeError, ValueError, KeyError, AttributeError): return (str(run.path), '', '', 'damaged', *[''] * 6)      # whatever stands in its files
+
+def _row_of(run, config: dict, status: dict, epochs: int) -> tuple[str, ...]:
+    "The same of a run whose files can be read"
     from vitnb.training.metrics import per_cent
-    try: config, status, epochs = run.config, run.status, len(run.metrics)
-    except UserError: return (str(run.path), '', '', 'damaged', *[''] * 6)
     accuracy = {k: v for k, v in status.get('test', {}).items() if not k.startswith(('best_', 'ema_'))}
     last = list(accuracy.values())[-1] if accuracy else {}
     counts, planned = config['data']['counts'], config['config']['epochs']
@@ -329,9 +332,18 @@ class Import:
     "where the data are; None: the cache folder"
     lists: str | None = None
     "where the official list files are"
+    image_folder_size: int | None = None
+    "side in pixels to which the images of a folder are resized; None: as the file says, or else a student's own"
+    img_size: int | None = None
+    "side in pixels at which it is tested; None: as the file or the recipe says"
+    eval_crop: float | None = None
+    "share of the side that is kept, from the middle; None: as the file or the recipe says"
+    statistics: str | None = None
+    "mean and standard deviation by which pixels are normalised, where the file does not say: dataset, imagenet, cifar or inaturalist; None: that of the recipe"
     device: str = 'auto'
     "cpu, cuda, mps, or auto"
 
+# %% ../nbs/90_cli.ipynb #6025afd3
 def import_command(options: Import):
     "Make a run of a checkpoint and write its report"
     from vitnb.methods.imported import import_checkpoint
@@ -346,14 +358,21 @@ def import_command(options: Import):
 def import_data(options: Import, weights=None):    # a `DataConfig`; `weights` are those of its file, when they are read already
     "The images that a student or a teacher of the recipe learns from: CIFAR's teachers see 32 px, its students 224"
     from vitnb.methods.recipes import recipes
-    from vitnb.models.checkpoints import holds_student, read_checkpoint, student_from_checkpoint
+    from vitnb.models.checkpoints import holds_student, read_checkpoint, read_header, student_from_checkpoint
     kind = 'deit-lt' if holds_student(options.file, weights := read_checkpoint(options.file) if weights is None else weights) else 'teacher'
     known = {c.data.dataset: name for name, c in recipes('deit-lt').items()}      # those of a teacher have the same names
     name = options.recipe or known.get(options.dataset, 'fashion-mnist-lt')
     if options.recipe is None and options.dataset in known: print(f'note: the images of {options.dataset} are shown to it as in the recipe {name} of {kind}; --recipe names another')
-    given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists') if (v := getattr(options, k)) is not None}
-    if kind == 'deit-lt' and (options.dataset or '').startswith('imagefolder:'): given['image_folder_size'] = student_from_checkpoint(options.file, weights=weights).config.img_size
-    return replace(_recipe(kind, name).data, **given)
+    given = {k: v for k in ('dataset', 'rho', 'n_max', 'order_seed', 'folder', 'lists', 'image_folder_size', 'img_size', 'eval_crop', 'statistics') if (v := getattr(options, k)) is not None}
+    said = read_header(options.file)
+    if options.recipe is None and type(said.get('img_size')) is int and type(said.get('eval_crop')) in (int, float): given = {k: said[k] for k in ('img_size', 'eval_crop')} | given
+    if not (options.dataset or '').startswith('imagefolder:'): return replace(_recipe(kind, name).data, **given)
+    size = said.get('stored_size') or (student_from_checkpoint(options.file, weights=weights).config.img_size if kind == 'deit-lt' else said.get('img_size'))
+    if type(size) is int: given = {'image_folder_size': size} | given
+    unknown = [text for text, known in (('to what side its pictures are resized (--image-folder-size)', options.image_folder_size or type(said.get('stored_size')) is int), ('how they are normalised (--statistics)', options.statistics or 'mean' in said)) if not known]
+    config = replace(_recipe(kind, name).data, **given)
+    if unknown: print(f'note: {options.file.name} does not say {" and ".join(unknown)}: taken are {config.image_folder_size} px, and the mean and deviation of {"these images" if config.statistics in ("auto", "dataset") else config.statistics}')
+    return config
 
 # %% ../nbs/90_cli.ipynb #602b48e2
 def export_command(run: Path, file: Path, format: str | None = None, weights: str = 'last', latency: bool = False):
@@ -373,10 +392,19 @@ def export_command(run: Path, file: Path, format: str | None = None, weights: st
     if format == 'official':
         from vitnb.methods.imported import export_checkpoint
         print(f'written: {export_checkpoint(open_run(run), file, weights)} (the {weights} weights)', flush=True)
+        print(_how_seen(open_run(run)), flush=True)
     else:
         from vitnb.methods.deploy import export_model
         print(f'{export_model(open_run(run), file, format, which=weights)}; the {weights} weights', flush=True)
     if latency: _print_latency(open_run(run))
+
+def _how_seen(run) -> str:
+    "What a file in the official layout cannot say about its images"
+    data = run.config['data']
+    seen, whole, stored = data['img_size'], int(data['img_size'] / data.get('eval_crop', 1)), data.get('stored_size', data['img_size'])
+    sizes = f'{stored} × {stored} px' + (f', made {whole} × {whole}' if whole != stored else '') + (f', the middle {seen} × {seen} kept' if whole != seen else '')
+    listed = lambda values: ' '.join(f'{v:.4f}' for v in values)
+    return f'its images: {sizes}; mean {listed(data["mean"])}, deviation {listed(data["std"])} (the file itself does not say so)'
 
 def _check_latency():
     "Say at once what is missing, not after the file is written"

@@ -123,7 +123,8 @@ def whole_file(path: str | Path,   # the file to write or replace
     "Write to the yielded path; it becomes `path` in one step when the block ends without an error"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
+    try: handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
+    except PermissionError as e: raise PermissionError(e.errno, f'{e.strerror}: nothing can be written there', str(path)) from None
     os.close(handle)
     temporary = Path(name)
     try:

@@ -171,12 +171,14 @@ def subject_of(what: Run | str | Path | nn.Module,     # a run, its folder, or a
     "Load what a run folder says, or take a network as it is given"
     if images is not None and not isinstance(images, ImageSet): raise UserError(f'images is a {type(images).__name__}: give an ImageSet(pixels as bytes, labels, class names)')
     if images is not None and not len(images): raise UserError('there are no images to analyse')
+    if images is not None and getattr(images.images, 'dtype', torch.uint8) != torch.uint8: raise UserError(f'the pixels of images are {str(images.images.dtype).removeprefix("torch.")}: give bytes (uint8, 0 to 255), which the view normalises')
     if isinstance(what, nn.Module):
         if images is None: raise UserError('a network without a run folder needs images: analyse(model, images)')
         everything = Groups(tuple(range(len(images.class_names))), (), (), 'all classes')
         return Subject(what, sample(images, config.images, config.seed), view or view_of_timm(what), groups or everything, config, teacher=teacher)
     run = what if isinstance(what, Run) else open_run(what)
     images = load_test_images(run) if images is None else images
+    if len(images.class_names) != len(run.config['data']['class_names']): raise UserError(f'the images have {len(images.class_names)} classes, {run.path} has {len(run.config["data"]["class_names"])}')
     numbers = sampled(images.labels.numpy(), config.images, config.seed)
     some = images if len(numbers) == len(images) else images.subset(numbers)
     return Subject(load_model(run, which), some, view or view_of_run(run), groups or run.groups, config, run, which, teacher, numbers)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import numpy as np
 from .experts import Experts
+from .scores import check_answers
 from ..core import UserError, n_of, seed_of
 from ..data.longtail import Groups
 from ..training.metrics import group_accuracy, per_cent
@@ -82,6 +83,8 @@ def compare_answers(first: np.ndarray,       # (N, C) logits
     first, second, labels = np.asarray(first), np.asarray(second), np.asarray(labels)
     if first.shape != second.shape or len(first) != len(labels):
         raise UserError(f'answers {first.shape} and {second.shape} with {len(labels)} labels are not of the same test set')
+    for answers in (first, second): check_answers(answers, labels, groups)
+    if samples < 1: raise UserError(f'samples={samples}: an interval needs many, such as 2000')
     if not 0 < level < 1: raise UserError(f'level={level} must be between 0 and 1, such as 0.95')
     accuracy = [group_accuracy(z, labels, groups) for z in (first, second)]
     a, b = (z.astype(np.float32).argmax(1) == labels for z in (first, second))
@@ -140,6 +143,8 @@ def _comparable(first: Experts, second: Experts, first_head: str | None, second_
     if first.class_names != second.class_names: raise UserError('the two runs are not comparable: their classes have other names or another order')
     if not np.array_equal(first.labels, second.labels):
         raise UserError(f'the two runs are not comparable: their test sets differ ({len(first.labels)} and {len(second.labels)} images, or another order)')
+    if first.images and second.images and first.images != second.images:
+        raise UserError('the two runs are not comparable: they were tested on other images, though of the same classes and as many')
     if dict(first.groups.items()) != dict(second.groups.items()):
         raise UserError('the two runs are not comparable by group: head, mid and tail are other classes (another class order, or another rule)')
     return heads

@@ -6,11 +6,12 @@
 from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np
 from ..core import UserError, choose
 from ..data.longtail import Groups, by_size
 from ..training.metrics import class_accuracy, group_accuracy
-from ..training.runs import Run
+from ..training.runs import Run, open_run
 
 # %% auto #0
 __all__ = ['Experts', 'make_experts', 'load_experts', 'load_validation', 'agreement', 'disagreements', 'one_of_each']
@@ -26,6 +27,7 @@ class Experts:
     counts: np.ndarray                            # (C,) training images
     class_names: tuple[str, ...]                  # (C,)
     groups: Groups
+    images: str | None = None                     # checksum of the test images, where it is known
 
     @property
     def answer(self) -> str:
@@ -46,19 +48,21 @@ def make_experts(labels: np.ndarray,                   # (N,) true classes
                  counts: Sequence[int] | np.ndarray,   # (C,) training images of each class
                  class_names: Sequence[str],           # (C,)
                  groups: Groups,
+                 images: str | None = None,            # checksum of the test images, where it is known
                 ) -> Experts:
     "Put answers and their accuracies together"
     logits = dict(logits)
     if 'dist' in logits: logits['avg'] = (logits['cls'] + logits['dist']) / 2
     return Experts(labels, logits, {h: class_accuracy(z, labels) for h, z in logits.items()},
-                   {h: group_accuracy(z, labels, groups) for h, z in logits.items()}, np.asarray(counts), tuple(class_names), groups)
+                   {h: group_accuracy(z, labels, groups) for h, z in logits.items()}, np.asarray(counts), tuple(class_names), groups, images)
 
 # %% ../../nbs/analysis/00_experts.ipynb #c25aa6cf
-def load_experts(run: Run,
+def load_experts(run: Run | str | Path,
                  which: str = 'last',     # weights of the 'last' epoch, the 'best' on the validation part, or the moving average 'ema'
                 ) -> Experts:
     "The predictions of a run as `Experts`; raises `UserError` when the run has none"
     choose('weights', which, ('last', 'best', 'ema'))
+    run = open_run(run)
     data, prefix = run.config['data'], '' if which == 'last' else f'{which}_'
     saved = run.predictions
     if 'labels' not in saved: raise UserError(f'{run.path}/predictions.npz is damaged: it has no labels')
@@ -66,7 +70,7 @@ def load_experts(run: Run,
     if not logits: raise UserError(f'{run.path} has no predictions of its {which} weights: it was trained without {"a moving average" if which == "ema" else "a validation part"}')
     if any(z.shape != (len(saved['labels']), len(data['counts'])) for z in logits.values()):
         raise UserError(f'{run.path}: predictions.npz and config.json are not of the same run')
-    return make_experts(saved['labels'], logits, data['counts'], data['class_names'], run.groups)
+    return make_experts(saved['labels'], logits, data['counts'], data['class_names'], run.groups, data.get('test_fingerprint'))
 
 def load_validation(run: Run) -> Experts | None:
     "The answers of a run's last weights to its validation images; None when it had none"

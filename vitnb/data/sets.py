@@ -6,6 +6,7 @@
 from __future__ import annotations
 import dataclasses, hashlib, json, math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,10 +17,11 @@ from .longtail import ORDERS, Groups, class_counts, class_order, longtail_indice
 from .pixels import WAYS, Choice, Pixels, key_of, open_pixels, remembered, stamped
 
 # %% auto #0
-__all__ = ['FASHION_CLASSES', 'EMBEDDED_PER_CLASS', 'PICTURES', 'PARTS', 'NAMES', 'IMAGENET', 'STATISTICS', 'TEST_SHARE',
-           'TEST_SEED', 'ImageSet', 'files_of', 'fingerprint', 'files_key', 'embedded_part', 'read_arrays',
-           'fashion_mnist_full', 'fashion_mnist', 'folders_in', 'files_in', 'part_folders', 'image_folder',
-           'load_images', 'DataConfig', 'stratified', 'LongTailed', 'check_data', 'long_tailed', 'channel_statistics']
+__all__ = ['LOOKED_INTO', 'FASHION_CLASSES', 'EMBEDDED_PER_CLASS', 'PICTURES', 'PARTS', 'NAMES', 'IMAGENET', 'STATISTICS',
+           'TEST_SHARE', 'TEST_SEED', 'ImageSet', 'files_of', 'fingerprint', 'identity', 'files_key', 'embedded_part',
+           'read_arrays', 'fashion_mnist_full', 'fashion_mnist', 'folders_in', 'files_in', 'part_folders',
+           'image_folder', 'load_images', 'DataConfig', 'stratified', 'LongTailed', 'check_data', 'long_tailed',
+           'channel_statistics']
 
 # %% ../../nbs/data/10_sets.ipynb #a3755173
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ def fingerprint(images: ImageSet) -> str:   # 16 hexadecimal digits
         digest.update(files.checksum.encode())
         if files.stamps is not None: digest.update(files.stamps[:, 0].astype('<i8').tobytes())
     digest.update(images.labels.numpy())
+    return digest.hexdigest()[:16]
+
+LOOKED_INTO = 1000      # picture files of a set, at most, whose content is part of `identity`
+
+def identity(images: ImageSet) -> str:     # 16 hexadecimal digits
+    "A checksum by which the same images are recognised at any size: of labels, class names, names of picture files and the content of some, or pixels"
+    digest, files = hashlib.sha256(repr((len(images), images.class_names)).encode()), files_of(images)
+    digest.update(images.labels.numpy())
+    digest.update(images.images.contiguous().numpy() if files is None else files.checksum.encode())
+    for i in range(0, len(images), -(-len(images) // LOOKED_INTO)) if files is not None and images.choice is not None else ():      # prepared pixels need no files
+        with suppress(OSError): digest.update(hashlib.sha256((files.root/files.paths[i]).read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 def files_key(images: ImageSet) -> str | None:     # 16 hexadecimal digits; None: they do not come from files
@@ -324,7 +337,8 @@ class LongTailed:
 
     def known(self) -> dict:
         "What a checkpoint says about the images it was trained on"
-        return dict(fingerprint=fingerprint(self.train), mean=self.mean, std=self.std, class_names=self.train.class_names)
+        return dict(fingerprint=fingerprint(self.train), mean=self.mean, std=self.std, class_names=self.train.class_names,
+                    stored_size=self.train.images.shape[-1], img_size=self.img_size, eval_crop=self.eval_crop)
 
 # %% ../../nbs/data/10_sets.ipynb #ba0f0df6
 def check_data(config: DataConfig) -> float | None:      # ρ; None: the classes stay as they are

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/methods/84_deploy.ipynb #c7d99b4f
 from __future__ import annotations
-import copy, importlib.util, io, json, logging, tempfile, time, warnings
+import copy, importlib.util, io, json, logging, math, tempfile, time, warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -83,9 +83,14 @@ class Answering(nn.Module):
 def file_metadata(run: Run, student: nn.Module) -> dict[str, str]:     # each value is JSON
     "What a program that uses the file must know"
     data = run.config['data']
+    side, seen, crop = data.get('stored_size'), student.config.img_size, data.get('eval_crop', 1)
     about = dict(input='float32 images (batch, channels, height, width), normalised: (pixel / 255 - mean) / std', mean=data['mean'], std=data['std'],
-                 class_names=data['class_names'], img_size=student.config.img_size, eval_crop=data.get('eval_crop', 1), outputs=OUTPUTS, method=run.config['method'])
-    if str(run.config['config']['data']['dataset']).startswith('imagefolder:'): about['picture'] = 'upright (turned as its EXIF tag says), RGB (on white where it is transparent, 16 bits divided by 257), the middle square, made smaller with bicubic interpolation'
+                 class_names=data['class_names'], img_size=seen, eval_crop=crop, outputs=OUTPUTS, method=run.config['method'])
+    if str(run.config['config']['data']['dataset']).startswith('imagefolder:'):
+        about['picture'] = f'upright (turned as its EXIF tag says), RGB (on white where it is transparent, 16 bits divided by 257), the middle square, made {side or seen} x {side or seen} pixels with bicubic interpolation (ImageOps.fit of Pillow), bytes'
+    if crop < 1 or side not in (None, seen):
+        whole = math.floor(seen / crop)
+        about['view'] = f'the {side} x {side} pixels made {whole} x {whole} (bicubic with antialiasing), rounded to bytes' + (f', of these the middle {seen} x {seen}' if whole != seen else '')
     return {k: json.dumps(v, ensure_ascii=False) for k, v in about.items()}
 
 # %% ../../nbs/methods/84_deploy.ipynb #4257105b

@@ -54,7 +54,7 @@ def about_network(network: nn.Module,
     check_shape(network, data)
     for own, ours in zip(known.get('class_names') or (), data.train.class_names):
         if own != ours: raise UserError(f'the checkpoint calls a class {own!r} where these images have {ours!r}: test it on the images that it was trained on, or on others whose class folders have the same names')
-    return dict(dict(kind='teacher', config=asdict(network.config)) if isinstance(network, TEACHERS) else about_student(network.config), **data.known(), **_size(network, data, known))
+    return dict(dict(kind='teacher', config=asdict(network.config)) if isinstance(network, TEACHERS) else about_student(network.config), **data.known() | _size(network, data, known))
 
 def _size(network: nn.Module, data: LongTailed, known: dict) -> dict:
     "What is known about a teacher's images: what its file says, or else that it was tested at this size"

@@ -83,7 +83,7 @@ def new_teacher(network: str,           # cifar: the residual network of that de
     made = make_teacher(config, seed).to(device, memory_format=torch.channels_last)
     if cosine and unit: made.linear.weight.data = F.normalize(made.linear.weight.data, dim=0)
     check_answers(made, data.channels, data.img_size, f'the network {network}')
-    return made, dict(kind='teacher', config=asdict(config), **data.known(), img_size=data.img_size)
+    return made, dict(kind='teacher', config=asdict(config), **data.known())
 
 # %% ../../nbs/methods/10_teacher.ipynb #035555b6
 def teacher_loss(config: Teacher,

@@ -82,7 +82,7 @@ def read_checkpoint(path: str | Path,      # .safetensors, .pth, .pt, .tar: reco
                    ) -> dict[str, Tensor]:  # state dict on the CPU
     "The weights in a checkpoint; nothing in it is run, and a file that will not do raises `UserError`"
     path = Path(path)
-    if not path.is_file(): raise UserError(f'there is no file {path}: give a run folder or the file of a checkpoint')
+    if not path.is_file(): raise UserError(f'{path} is a folder: give the file of a checkpoint, such as {path/"model.safetensors"}' if path.is_dir() else f'there is no file {path}: give a run folder or the file of a checkpoint')
     try:
         with path.open('rb') as file: start = file.read(9)
     except OSError as e: raise UserError(f'{path} cannot be read ({e.strerror}): check its permissions') from e

@@ -8,20 +8,21 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 from ..core import UserError, choose
-from ..data.sets import DataConfig, ImageSet, fingerprint, long_tailed
+from ..data.sets import DataConfig, ImageSet, fingerprint, identity, long_tailed
 from ..models.any_teacher import AdaptedTeacher, MeanStd, NoTeacher, any_teacher, listed_classes, packaged_teachers, reordered
 from ..models.student import described_student, load_weights, read_weights
 from ..models.teacher import ResNet, TeacherConfig, TimmNetwork, build_teacher
-from .runs import Run
+from .runs import Run, open_run
 
 # %% auto #0
 __all__ = ['load_model', 'load_student', 'data_settings', 'load_test_images', 'teacher_place', 'teacher_of']
 
 # %% ../../nbs/training/52_load.ipynb #f7c26e8d
-def load_model(run: Run,
+def load_model(run: Run | str | Path,
                which: str = 'last',     # 'last', or 'best': the epoch with the best validation accuracy
               ) -> nn.Module:           # a student of any backbone, or a teacher
     "The network of a run in evaluation mode, of the 'last' or the 'best' epoch; raises `UserError` when there is none"
+    run = open_run(run)
     path = run.path/('best.safetensors' if choose('weights', which, ('last', 'best')) == 'best' else 'model.safetensors')
     if not path.exists(): raise UserError(f'{run.path} has no {path.name}: the run is {run.status["state"]}' + (f', and `vitnb resume {run.path}` goes on with it' if run.status['state'] in ('interrupted', 'stopped', 'failed') else ''))
     weights, about = read_weights(path)
@@ -32,11 +33,11 @@ def load_model(run: Run,
     load_weights(model, weights, path)
     return model.eval()
 
-def load_student(run: Run,
+def load_student(run: Run | str | Path,
                  which: str = 'last',     # 'last', or 'best': the epoch with the best validation accuracy
                 ) -> nn.Module:           # in evaluation mode
     "The student of a run; raises `UserError` when the run holds none"
-    model = load_model(run, which)
+    model = load_model(run := open_run(run), which)
     if isinstance(model, (ResNet, TimmNetwork)): raise UserError(f'{run.path} holds a teacher, not a student with CLS and DIST: name the run of a student')
     return model
 
@@ -50,10 +51,12 @@ def data_settings(run: Run) -> DataConfig:
     raise UserError(f'the pictures of {run.path} are no longer in {folder}: put them back, or write where they are into {run.path/"config.json"}, as "dataset": "imagefolder:PATH"')
 
 # %% ../../nbs/training/52_load.ipynb #10b14acf
-def load_test_images(run: Run) -> ImageSet:
+def load_test_images(run: Run | str | Path) -> ImageSet:
     "The test images of a run, made again from its settings; raises `UserError` when the data have changed"
+    run = open_run(run)
     data = long_tailed(config := data_settings(run))
-    same = fingerprint(data.train) == run.config['data']['fingerprint']
+    known = run.config['data']
+    same = fingerprint(data.train) == known['fingerprint'] and known.get('test_fingerprint') in (None, identity(data.test))
     if same and (run.path/'predictions.npz').exists(): same = np.array_equal(run.predictions['labels'], data.test.labels)
     if not same: raise UserError(f'the images of {config.dataset} are not those that {run.path} was trained and tested on')
     return data.test
@@ -69,11 +72,12 @@ def teacher_place(run: Run) -> str:     # what `any_teacher` takes
     if not places: raise NoTeacher(f'the teacher of {run.path.name}, {name}, is not there any more')
     return str(places[0])
 
-def teacher_of(run: Run,                               # of a student
+def teacher_of(run: Run | str | Path,                  # of a student
                teacher: str | Path | None = None,      # another one, as `any_teacher` takes it; None: the one that taught it
                mean_std: MeanStd | None = None,        # by which the tensors it will see are normalised; None: those of the run
               ) -> tuple[AdaptedTeacher, dict]:        # facts of `any_teacher`
     "A teacher, asked by the rules of a run; raises `NoTeacher` when there is none, or its classes are others"
+    run = open_run(run)
     given, data = run.settings, run.config['data']
     make = lambda **more: any_teacher(teacher or teacher_place(run), given.get('teacher_size'), given.get('teacher_antialias', False), given.get('teacher_normalisation', 'student'),
                                       mean_std or (data['mean'], data['std']), family=given.get('teacher_family', 'auto'), **more)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import UserError, check_limits, choose, seed_of
 from ..data.batches import AugmentConfig, Batch, clean_view, image_device
 from ..data.sampling import SAMPLERS
-from ..data.sets import DataConfig, LongTailed, files_key, fingerprint
+from ..data.sets import DataConfig, LongTailed, files_key, fingerprint, identity
 from ..models.student import TokenLogits
 from .guards import check_loss
 from .processes import rank_and_size, total
@@ -304,7 +304,8 @@ def describe(data: LongTailed) -> dict:
     "The facts about the data that a reader of the run needs"
     return dict(class_names=list(data.train.class_names), counts=data.train.counts.tolist(), groups=asdict(data.groups),
                 val=0 if data.val is None else len(data.val), test=len(data.test), mean=data.mean, std=data.std,
-                img_size=data.img_size, eval_crop=data.eval_crop, fingerprint=fingerprint(data.train), files=files_key(data.train))
+                img_size=data.img_size, stored_size=data.train.images.shape[-1], eval_crop=data.eval_crop, fingerprint=fingerprint(data.train),
+                test_fingerprint=identity(data.test), files=files_key(data.train))
 
 def summary(data: LongTailed, config: TrainConfig) -> str:
     "One line about the data"

@@ -64,18 +64,20 @@ def read_lines(path: Path) -> list[dict]:     # empty when there is no file; a l
 
 # %% ../../nbs/training/40_runs.ipynb #f9315a4c
 SHAPES = {'config.json': dict(method=str, config=dict(epochs=int, seed=int, data=dict(dataset=str)),
-                              data=dict(class_names=list, counts=list, fingerprint=str, mean=list, std=list, groups=dict(head=list, mid=list, tail=list, rule=str))),
+                              data=dict(class_names=[str], counts=[int], fingerprint=str, mean=[(int, float)], std=[(int, float)], groups=dict(head=[int], mid=[int], tail=[int], rule=str))),
           'status.json': dict(state=str, started=str),
           'metrics.jsonl': dict(epoch=int, loss=(int, float, type(None)), lr=(int, float), seconds=(int, float))}
 
 def check_shape(content: Any,          # what JSON gave
                 path: Path,            # the file it comes from, for the message; its name is looked up in `SHAPES`
-                shape: Any = None,     # a type, several types, or a dictionary of names with shapes; None: that of the file
+                shape: Any = None,     # a type, several types, a dictionary of names with shapes, or a list with the shape of its entries; None: that of the file
                 name: str = ''):       # where in the file, for the message, such as 'data.groups.'
     "Raise a `UserError` when what was read from a file of a run is not as `SHAPES` says"
     shape = SHAPES[path.name] if shape is None else shape
-    if not isinstance(content, dict if isinstance(shape, dict) else shape):
+    if not isinstance(content, type(shape) if isinstance(shape, (dict, list)) else shape):
         raise UserError(f'{path} is damaged: {name.strip(".") or "its content"} is {str(content)[:40]!r}')
+    if isinstance(shape, list):
+        for entry in content: check_shape(entry, path, shape[0], name)
     if isinstance(shape, dict):
         for key, inner in shape.items():
             if key not in content: raise UserError(f'{path} is damaged: it has no {name}{key}')
@@ -140,8 +142,9 @@ def _alive(status: dict) -> bool:
     return not isinstance(born, (int, float)) or abs(began - born) < 5       # seconds; the clock may have been set
 
 # %% ../../nbs/training/40_runs.ipynb #5fec6125
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path | Run) -> Run:     # a `Run` comes back as it is
     "The run in a folder; raises `UserError` when there is none"
+    if isinstance(path, Run): return path
     run = Run(Path(path).expanduser())
     if not run.path.is_dir(): raise UserError(f'{run.path} is a file, no run folder' if run.path.exists() else f'no run folder {run.path}: `vitnb runs` lists the runs there are')
     run.config, run.status
@@ -163,13 +166,15 @@ PATHS = dict(dataset='(imagefolder:)(.+)', folder='()(.+)', lists='()(.+)', prep
 def leading_there(settings: dict,     # of `run`, or a part of them
                   run: Run) -> dict:  # the same; paths that led elsewhere when the run was started are absolute
     "Settings with paths that lead from here to where they led then"
-    start, found = run.config.get('started_in'), {}
+    config, found = run.config, {}
+    starts = [run.path.resolve()/start for k in ('started_in', 'started_from') if isinstance(start := config.get(k), str)]
     for key, value in settings.items():
         if isinstance(value, dict): value = leading_there(value, run)
         elif key in PATHS and isinstance(value, str) and (parts := re.fullmatch(PATHS[key], value, re.DOTALL)):
-            here = _absolute(Path(parts[2]).expanduser())
-            there = _absolute(run.path.resolve()/start/Path(parts[2]).expanduser()) if isinstance(start, str) else here
-            if there != here and (there.exists() or not here.exists()): value = parts[1] + str(there)
+            path = Path(parts[2]).expanduser()
+            places = [_absolute(start/path) for start in starts] + [here := _absolute(path)]
+            there = next((place for place in places if place.exists()), places[-2] if starts else here)
+            if there != here: value = parts[1] + str(there)
         found[key] = value
     return found
 
@@ -257,7 +262,7 @@ def recording(run: Run,               # whose folder is there
         write_json(run.path/'status.json', status)
     try:
         write_json(run.path/'status.json', status)
-        if config: write_json(run.path/'config.json', dict(config, started_in=_way_to(Path.cwd(), run.path)))       # last: where it is, there is a run
+        if config: write_json(run.path/'config.json', dict(config, started_in=_way_to(Path.cwd(), run.path), started_from=str(Path.cwd())))       # last: where it is, there is a run
         yield status
         close('finished')
     except KeyboardInterrupt as e:

@@ -341,6 +341,8 @@ def train(config: TrainConfig,                  # the settings of a method
           quiet: bool = False,                  # no progress bar, no notes, no line an epoch
          ) -> Run:
     "Train a method and return its run folder; raises `UserError` for what the user can put right"
+    if not isinstance(config, TrainConfig): raise UserError(f'{str(config)[:60]} are no settings: give those of a method, such as ViT(epochs=40)')
+    read_settings(asdict(config), type(config))       # whether all are of the right kinds
     check_settings(config)
     if out is not None: check_new(out)
     config = with_short_warmup(config)

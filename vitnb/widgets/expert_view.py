@@ -4,7 +4,7 @@
 
 # %% ../../nbs/widgets/34_expert_view.ipynb #e757cfe3
 from __future__ import annotations
-import html
+import hashlib, html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 import numpy as np
@@ -130,9 +130,17 @@ def saved_teacher(run: Run,
     "The answers of a run's teacher to the same test images, if its folder has them; raises `UserError` when there is no teacher"
     from vitnb.training.load import teacher_place
     path = Path(teacher_place(run)).expanduser()
-    try: saved, names = (Run(path).predictions, Run(path).config['data']['class_names']) if path.is_dir() else ({}, None)
-    except UserError: return None
-    return saved['out'] if 'out' in saved and names == run.config['data']['class_names'] and np.array_equal(saved.get('labels'), labels) else None
+    try: saved = Run(path).predictions if path.is_dir() and _as_asked(run, Run(path)) else {}
+    except (UserError, OSError): return None
+    return saved['out'] if 'out' in saved and np.array_equal(saved.get('labels'), labels) else None
+
+def _as_asked(run: Run, teacher: Run) -> bool:
+    "Whether a teacher was tested on the images of a run and saw them as it does in that run, and is still the one that taught it"
+    data, own = run.config['data'], teacher.config['data']
+    if any(data.get(k) is None or data[k] != own.get(k) for k in ('class_names', 'test_fingerprint', 'stored_size', 'img_size', 'eval_crop', 'mean', 'std')): return False
+    if run.settings.get('teacher_size') not in (None, data['img_size']) or run.settings.get('map_targets'): return False
+    taught = ((run.config.get('model') or {}).get('teacher') or {}).get('sha256')
+    return taught is None or hashlib.sha256((teacher.path/'model.safetensors').read_bytes()).hexdigest() == taught
 
 def ask_teacher(subject: Subject,
                 images: Sequence[int],                              # numbers of test images

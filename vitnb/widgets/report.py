@@ -13,7 +13,7 @@ from ..analysis.experts import Experts, agreement, disagreements, load_experts, 
 from ..analysis.scores import Curve, adjusted, choose_tau, mixing_frontier, scores
 from ..core import UserError, first_of, n_of, whole_file
 from ..data.sets import ImageSet
-from ..training.runs import Run
+from ..training.runs import Run, open_run
 from ..training.metrics import group_accuracy
 from .expert_view import class_bars, confusion_figure, group_confusion
 from .figures import NAMES, PARTS, Picture, agreement_bars, brightest, class_histogram, expert_accuracy, expert_groups, learning_curves, shorten, theme_css, tinted
@@ -399,10 +399,15 @@ def compared_with(run: Run,
         except UserError:
             if which == 'best': continue
             raise
-        if list(theirs.class_names) != run.config['data']['class_names'] or not np.array_equal(theirs.labels, mine):
+        if list(theirs.class_names) != run.config['data']['class_names'] or not np.array_equal(theirs.labels, mine) or not _same_images(theirs.images, run):
             raise UserError(f'{other.path} was tested on other images than {run.path}: they cannot be compared')
         found[name] = make_experts(theirs.labels, {h: z for h, z in theirs.logits.items() if h != 'avg'}, theirs.counts, theirs.class_names, run.groups)
     return found
+
+def _same_images(other: str | None,     # checksum of the test images, where it is known
+                 run: Run) -> bool:
+    "Whether a run was tested on them, as far as is known"
+    return other is None or run.config['data'].get('test_fingerprint') in (None, other)
 
 def names_of(runs: Sequence[Run]) -> dict[str, Run]:
     "A name for each run: its method, with its folder where that is not enough"
@@ -416,11 +421,12 @@ def _changes(run: Run) -> dict[str, int]:
     config = run.config['config']
     return {'re-weighting starts': drw_epoch(config['epochs'], config['drw_start'])} if 'drw_start' in config else {}
 
-def write_report(run: Run,
-                 against: Sequence[Run] = (),    # other runs on the same test set
+def write_report(run: Run | str | Path,
+                 against: Sequence[Run | str | Path] = (),    # other runs on the same test set
                  test: ImageSet | None = None,   # its images, when they are loaded already
                 ) -> Path:                       # report.html in the run folder
     "Write the page of a run; raises `UserError` when a run cannot be compared"
+    run, against = open_run(run), [open_run(other) for other in against]
     data, others, parts = run.config['data'], names_of(against), _header(run)
     experts = load_experts(run) if (run.path/'predictions.npz').exists() else None
     compared, best = (compared_with(run, others, which) if experts else {} for which in ('last', 'best'))
