@@ -118,6 +118,7 @@ class AdaptedTeacher(nn.Module):
     def train(self, mode: bool = True): return super().train(False)     # evaluation mode, whatever is asked for
     def adapt(self, images: Tensor) -> Tensor:     # (B, C, S, S) what the teacher gets
         "The student's tensor in the teacher's normalisation, channels and size"
+        if not images.is_floating_point(): raise UserError(f'the teacher is given {str(images.dtype).removeprefix("torch.")}: it sees what the student sees, normalised (`clean_view`)')
         if self.own_mean is not None: images = images * self.student_std + self.student_mean
         images = resize(to_channels(images.float(), self.in_chans), self.size, self.antialias)
         return images if self.own_mean is None else (images - self.own_mean) / self.own_std
