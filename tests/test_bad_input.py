@@ -376,3 +376,32 @@ def test_a_pipe_among_pictures_is_passed_over(tmp_path):
     assert len(data.train) + len(data.val) + len(data.test) == 30
     empty = data.test.subset(range(0))
     assert [part.shape for part in empty.images.split(4)] == [(0, 3, 28, 28)]
+
+
+@pytest.mark.parametrize('settings, words', [(dict(teacher=Path('runs/one')), ['teacher', 'str']), (dict(epochs='1'), ['epochs', 'int']), (dict(seed=np.int64(1)), ['seed', 'int']), (None, ['no settings', 'ViT(epochs=40)'])])
+def test_settings_of_the_wrong_kind_in_python(tmp_path, settings, words):
+    from vitnb.core import UserError
+    from vitnb.methods.deit import DeiT
+    from vitnb.training.train import train
+    with pytest.raises(UserError) as e: train(DeiT if settings is None else DeiT(**settings), 'deit', tmp_path/'run', quiet=True)
+    assert all(word in str(e.value) for word in words) and not (tmp_path/'run').exists()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    from vitnb.data.sets import DataConfig
+    from vitnb.methods.vit import ViT
+    from vitnb.training.train import train
+    run = train(ViT(data=DataConfig(n_max=60, rho=10), epochs=1, batch_size=32, student='nano', patch_size=14, lr=np.logspace(-3, -2, 3)[0]), 'vit', tmp_path/'run', quiet=True)
+    assert run.config['config']['lr'] == .001
+
+
+def test_one_damaged_run_does_not_hide_the_others(tmp_path, capsys):
+    good = dict(config=dict(method='vit', config=dict(epochs=1, seed=0, data=dict(dataset='x')), data=dict(class_names=['a'], counts=[3], fingerprint='', mean=[.5], std=[.5], groups=dict(head=[0], mid=[], tail=[], rule=''))),
+                status=dict(state='finished', started='2026-01-01T00:00:00', seconds=3, test=dict(avg=dict(overall=50., head=50., mid=None, tail=None))))
+    for name, status, data in (('good', {}, {}), ('test', dict(test=5), {}), ('overall', dict(test=dict(avg=dict(overall='a'))), {}), ('counts', {}, dict(counts=['a'])), ('none', {}, dict(counts=[]))):
+        (folder := tmp_path/'runs'/name).mkdir(parents=True)
+        (folder/'config.json').write_text(json.dumps(good['config'] | dict(data=good['config']['data'] | data)))
+        (folder/'status.json').write_text(json.dumps(good['status'] | status))
+    assert main(['runs', str(tmp_path/'runs')]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 6 and sum('damaged' in line.split() for line in said) == 4 and any('good' in line and '50.0' in line for line in said)

@@ -56,7 +56,7 @@ def _as_kind(value: Any, hint: Any, name: str) -> Any:
         kind = typing.get_origin(kind) or kind
         if kind is tuple and isinstance(value, list): return tuple(value)
         if kind is float and type(value) is int: return float(value) if abs(value) < 2**53 else value
-        if type(value) is kind: return value
+        if type(value) is kind or kind is float and isinstance(value, float): return value      # NumPy's are too
     raise UserError(f'the setting {name} is {str(value)[:40]!r}, which is not {" or ".join(getattr(k, "__name__", str(k)) for k in kinds)}')
 
 # %% ../../nbs/training/55_train.ipynb #bb870678
