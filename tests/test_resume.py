@@ -375,7 +375,7 @@ def test_from_another_folder(here, monkeypatch, capsys):
     (here/'pets').rename(here/'gone')
     assert main(['analyse', str(moved/'runs'/'stopped'), '--only', 'rank', 'teacher']) == 2
     said = capsys.readouterr().err
-    assert all(word in said for word in (str(moved/'pets'), 'config.json', 'imagefolder:PATH')), said
+    assert all(word in said for word in (str(project/'pets'), 'config.json', 'imagefolder:PATH')), said
 
 
 def test_settings_changed_while_stopped_are_said(here, data, monkeypatch, capsys):

@@ -67,7 +67,7 @@ class AugmentConfig:
     "α of CutMix's Beta distribution; 0 turns it off"
     smoothing: float = .1
     "label smoothing, while mixing"
-    LIMITS: ClassVar = dict(pad=(0, math.inf), min_area=(.001, 1), rand_level=(0, 10), jitter=(0, math.inf), hue=(0, .5), jitter_share=(0, 1), grey=(0, 1), blur=(0, 1), cutout=(0, math.inf), erase=(0, 1), mixup=(0, math.inf), cutmix=(0, math.inf), smoothing=(0, 1))
+    LIMITS: ClassVar = dict(pad=(0, 256), min_area=(.001, 1), rand_level=(0, 10), jitter=(0, math.inf), hue=(0, .5), jitter_share=(0, 1), grey=(0, 1), blur=(0, 1), cutout=(0, math.inf), erase=(0, 1), mixup=(0, math.inf), cutmix=(0, math.inf), smoothing=(0, 1))
 
     @property
     def mixes(self) -> bool:
