@@ -30,7 +30,7 @@ def folder(root, seed):
 
 @pytest.fixture(scope='module')
 def here(tmp_path_factory):
-    "Two folders, a teacher of each, a student of the first by either, and one without a teacher of each"
+    "Two folders, a teacher of each, a student of the first by either, one without a teacher of each, and one that sees the middle of larger pictures"
     root = tmp_path_factory.mktemp('same')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -42,6 +42,7 @@ def here(tmp_path_factory):
         images = ['--dataset', f'imagefolder:{root/"a"}']
         for name, more in (('own', ['--teacher', 'teacher-a']), ('other', ['--teacher', 'teacher-b']), ('smaller', ['--teacher', 'teacher-a', '--teacher-size', '16'])):
             assert main(['train', 'deit', *images, *STUDENT, *more, '--out', name]) == 0
+        assert main(['train', 'vit', *images, *STUDENT, '--image-folder-size', '32', '--img-size', '24', '--crop', 'resized', '--eval-crop', '.875', '--statistics', 'imagenet', '--out', 'cropped']) == 0
     return root
 
 
@@ -82,7 +83,6 @@ def test_replaced_test_pictures_are_noticed(here):
 def test_what_is_imported_sees_its_images_as_before(here, monkeypatch, capsys):
     monkeypatch.chdir(here)
     images = ['--dataset', 'imagefolder:a']
-    assert main(['train', 'vit', *images, *STUDENT, '--image-folder-size', '32', '--img-size', '24', '--crop', 'resized', '--eval-crop', '.875', '--statistics', 'imagenet', '--out', 'cropped']) == 0
     assert main(['export', 'cropped', 'cropped.pth']) == 0 and '32 × 32 px, made 27 × 27, the middle 24 × 24 kept' in capsys.readouterr().out
     def same(name, *arguments):
         assert main(['import', *arguments, *images, '--out', name]) == 0
