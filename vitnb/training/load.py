@@ -15,7 +15,7 @@ from ..models.teacher import ResNet, TeacherConfig, TimmNetwork, build_teacher
 from .runs import Run, open_run
 
 # %% auto #0
-__all__ = ['load_model', 'load_student', 'data_settings', 'load_test_images', 'teacher_place', 'teacher_of']
+__all__ = ['load_model', 'load_student', 'data_settings', 'load_test_images', 'teacher_place', 'taught_by', 'teacher_of']
 
 # %% ../../nbs/training/52_load.ipynb #f7c26e8d
 def load_model(run: Run | str | Path,
@@ -72,6 +72,10 @@ def teacher_place(run: Run) -> str:     # what `any_teacher` takes
     if not places: raise NoTeacher(f'the teacher of {run.path.name}, {name}, is not there any more')
     return str(places[0])
 
+def taught_by(run: Run) -> str | None:     # None: by none, or by one without a file
+    "The checksum (SHA-256) of the file of a run's teacher"
+    return ((run.config.get('model') or {}).get('teacher') or {}).get('sha256')
+
 def teacher_of(run: Run | str | Path,                  # of a student
                teacher: str | Path | None = None,      # another one, as `any_teacher` takes it; None: the one that taught it
                mean_std: MeanStd | None = None,        # by which the tensors it will see are normalised; None: those of the run
@@ -85,7 +89,6 @@ def teacher_of(run: Run | str | Path,                  # of a student
     listed = given.get('map_targets') and tuple(facts['class_names'] or ()) != tuple(names)
     class_map = listed_classes(names) if listed else reordered(facts['class_names'], names)
     if class_map is not None: network, facts = make(class_map=class_map)
-    taught = ((run.config.get('model') or {}).get('teacher') or {}).get('sha256')
-    if teacher is None and taught and facts['sha256'] != taught: raise NoTeacher(f'{facts["file"]} is not the file that {run.path.name} was taught by')
+    if teacher is None and taught_by(run) not in (None, facts['sha256']): raise NoTeacher(f'{facts["file"]} is not the file that {run.path.name} was taught by')
     if facts['num_classes'] != len(names): raise NoTeacher(f'the teacher is for {facts["num_classes"]} classes, {run.path.name} has {len(names)}')
     return network, facts

@@ -5,7 +5,7 @@
 # %% ../../nbs/training/40_runs.ipynb #33fcc612
 from __future__ import annotations
 import errno, itertools, json, math, os, platform, re, time, zipfile, zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,9 @@ class Run:
     @property
     def settings(self) -> dict:
         "The method's settings, whose relative paths lead there from wherever we are"
-        return leading_there(self.config['config'], self)
+        config = self.config
+        starts = [self.path.resolve()/start for k in ('started_in', 'started_from') if isinstance(start := config.get(k), str)]
+        return leading_there(config['config'], starts)
     @property
     def status(self) -> dict:
         "State, times and test accuracy; a run that says it is running, but whose process is gone, or on another machine silent for minutes, is 'stopped'"
@@ -163,13 +165,13 @@ def _started(run: Run) -> str:
 # %% ../../nbs/training/40_runs.ipynb #75566b80
 PATHS = dict(dataset='(imagefolder:)(.+)', folder='()(.+)', lists='()(.+)', prepared='()(.+)', teacher='(timm:[^@]+@|(?!auto$|timm:))(.+)', plan='()(.+)')
 
-def leading_there(settings: dict,     # of `run`, or a part of them
-                  run: Run) -> dict:  # the same; paths that led elsewhere when the run was started are absolute
+def leading_there(settings: dict,           # of a run, or a part of them
+                  starts: Sequence[Path],   # where relative paths may begin, apart from here
+                 ) -> dict:                 # the same; paths that led elsewhere when the run was started are absolute
     "Settings with paths that lead from here to where they led then"
-    config, found = run.config, {}
-    starts = [run.path.resolve()/start for k in ('started_in', 'started_from') if isinstance(start := config.get(k), str)]
+    found = {}
     for key, value in settings.items():
-        if isinstance(value, dict): value = leading_there(value, run)
+        if isinstance(value, dict): value = leading_there(value, starts)
         elif key in PATHS and isinstance(value, str) and (parts := re.fullmatch(PATHS[key], value, re.DOTALL)):
             path = Path(parts[2]).expanduser()
             places = [_absolute(start/path) for start in starts] + [here := _absolute(path)]

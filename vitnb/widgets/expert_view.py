@@ -136,11 +136,11 @@ def saved_teacher(run: Run,
 
 def _as_asked(run: Run, teacher: Run) -> bool:
     "Whether a teacher was tested on the images of a run and saw them as it does in that run, and is still the one that taught it"
+    from vitnb.training.load import taught_by
     data, own = run.config['data'], teacher.config['data']
     if any(data.get(k) is None or data[k] != own.get(k) for k in ('class_names', 'test_fingerprint', 'stored_size', 'img_size', 'eval_crop', 'mean', 'std')): return False
     if run.settings.get('teacher_size') not in (None, data['img_size']) or run.settings.get('map_targets'): return False
-    taught = ((run.config.get('model') or {}).get('teacher') or {}).get('sha256')
-    return taught is None or hashlib.sha256((teacher.path/'model.safetensors').read_bytes()).hexdigest() == taught
+    return taught_by(run) in (None, hashlib.sha256((teacher.path/'model.safetensors').read_bytes()).hexdigest())
 
 def ask_teacher(subject: Subject,
                 images: Sequence[int],                              # numbers of test images
